@@ -5,6 +5,10 @@
 
 /// Kubernetes Container Runtime Interface, `runtime.v1`.
 pub mod cri {
+    /// `cri/v1/api.proto` as an encoded `google.protobuf.FileDescriptorSet`, for what must know
+    /// names and numbers at run time: the contract test, server reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cri.bin"));
+
     /// Services `RuntimeService` and `ImageService`.
     #[allow(missing_debug_implementations, clippy::all, clippy::pedantic)]
     pub mod v1 {
@@ -14,6 +18,9 @@ pub mod cri {
 
 /// What the operator verbs ask of a running daemon.
 pub mod admin {
+    /// `lapstrake/admin/v1/admin.proto` as an encoded `google.protobuf.FileDescriptorSet`.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/admin.bin"));
+
     /// Service `Admin`.
     #[allow(missing_debug_implementations, clippy::all, clippy::pedantic)]
     pub mod v1 {
