@@ -1,0 +1,307 @@
+//! The leak oracle: all that one node has on this machine, before and after.
+//!
+//! Witnesses are the kernel's own files and the tools `ip` and `nft`, never the daemon.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::slot::Slot;
+
+/// The kernel takes namespaces and their links apart in the background.
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// By what the things of one node are known.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// Everything in files, and the working directory of every shim, is below one of these.
+    pub dirs: [PathBuf; 2],
+    pub cgroup: String,
+    pub bridge: String,
+}
+
+/// Things by kind; what there may be several of carries a count.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot(BTreeMap<&'static str, BTreeSet<String>>);
+
+impl Scope {
+    pub fn of(slot: &Slot) -> Self {
+        Self {
+            dirs: [slot.run_dir(), slot.var_dir()],
+            cgroup: slot.cgroup(),
+            bridge: slot.bridge(),
+        }
+    }
+
+    /// What is there now. `daemon`: whose descriptors count.
+    pub fn snapshot(&self, daemon: Option<i32>) -> Snapshot {
+        let pids = self.pids(daemon);
+        let mut kinds = BTreeMap::new();
+        kinds.insert("descriptor", daemon.map(descriptors).unwrap_or_default());
+        kinds.insert("mount", self.mounts());
+        kinds.insert("cgroup", self.cgroups().iter().map(|it| it.display().to_string()).collect());
+        kinds.insert("network namespace", namespaces(&pids));
+        kinds.insert("link", self.links());
+        kinds.insert("nft object", self.nft());
+        kinds.insert("process", pids.iter().map(|it| describe(*it)).collect());
+        kinds.insert("file", self.files());
+        Snapshot(kinds)
+    }
+
+    /// Waits, within bounds, until everything is as it was `before`; panics with the difference.
+    #[track_caller]
+    pub fn assert_same(&self, before: &Snapshot, daemon: Option<i32>) {
+        let end = Instant::now() + SETTLE_LIMIT;
+        loop {
+            let difference = before.difference(&self.snapshot(daemon));
+            if difference.is_empty() {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "left behind (+) or lost (-):\n{}",
+                difference.join("\n")
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Takes everything away, whatever a failed test left; the daemon is dead by now.
+    pub fn sweep(&self) {
+        let end = Instant::now() + SETTLE_LIMIT;
+        while !self.pids(None).is_empty() && Instant::now() < end {
+            for pid in self.pids(None) {
+                let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for mount in self.mounts() {
+            run("umount", &["-l", &mount]);
+        }
+        for link in self.links().iter().filter(|it| **it != self.bridge) {
+            run("ip", &["link", "delete", link]);
+        }
+        run("ip", &["link", "delete", &self.bridge]);
+        for table in self.nft_tables() {
+            run("nft", &["delete", "table", &table.0, &table.1]);
+        }
+        for cgroup in self.cgroups().iter().rev() {
+            let _ = fs::remove_dir(cgroup);
+        }
+        for dir in &self.dirs {
+            let _ = fs::remove_dir_all(dir);
+        }
+    }
+
+    /// Processes of the node: in its cgroups, started from or standing in its directories.
+    pub fn pids(&self, daemon: Option<i32>) -> BTreeSet<i32> {
+        let mut pids: BTreeSet<_> = numbers("/proc").filter(|pid| self.owns(*pid)).collect();
+        if let Some(daemon) = daemon {
+            pids.extend(children(daemon)); // zombies have neither cgroup nor command line
+            pids.remove(&daemon);
+        }
+        pids
+    }
+
+    fn owns(&self, pid: i32) -> bool {
+        let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let cgroup = format!(":{}", self.cgroup);
+        let in_cgroup = String::from_utf8_lossy(&read("cgroup"))
+            .lines()
+            .filter_map(|line| line.split_once(&cgroup))
+            .any(|(_, rest)| rest.is_empty() || rest.starts_with('/'));
+        let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+        let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        in_cgroup
+            || self
+                .dirs
+                .iter()
+                .any(|dir| cwd.starts_with(dir) || command.contains(&format!("{}/", dir.display())))
+    }
+
+    /// Mount points in the host's table that lie in the node's directories or come from them.
+    fn mounts(&self) -> BTreeSet<String> {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let ours = |line: &&str| {
+            self.dirs.iter().any(|dir| {
+                let dir = dir.display().to_string();
+                line.contains(&format!("{dir}/")) || line.contains(&format!("{dir} "))
+            })
+        };
+        table
+            .lines()
+            .filter(ours)
+            .filter_map(|it| it.split(' ').nth(4))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Parents before children.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mut found = Vec::new();
+        for line in table.lines().filter(|it| it.contains(" - cgroup")) {
+            let mount = line.split(' ').nth(4).unwrap();
+            walk(Path::new(&format!("{mount}{}", self.cgroup)), true, &mut found);
+        }
+        found
+    }
+
+    /// The bridge, and what hangs on it.
+    fn links(&self) -> BTreeSet<String> {
+        let links = json(Command::new("ip").args(["-j", "link", "show"]));
+        links
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|it| it["ifname"] == *self.bridge || it["master"] == *self.bridge)
+            .map(|it| it["ifname"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// Tables, chains, rules, sets and their elements of our tables, without counters.
+    fn nft(&self) -> BTreeSet<String> {
+        let objects = self.nft_objects();
+        objects.iter().map(|it| stable(it).to_string()).collect()
+    }
+
+    fn nft_tables(&self) -> Vec<(String, String)> {
+        let text = |it: &Value| it.as_str().unwrap_or_default().to_owned();
+        let objects = self.nft_objects();
+        let tables = objects.iter().filter_map(|it| it.get("table"));
+        tables.map(|it| (text(&it["family"]), text(&it["name"]))).collect()
+    }
+
+    fn nft_objects(&self) -> Vec<Value> {
+        let ruleset = json(Command::new("nft").args(["-j", "list", "ruleset"]));
+        let mine = |object: &&Value| {
+            let body = object.as_object().and_then(|it| it.values().next());
+            let table = body.and_then(|it| it.get("table").or_else(|| it.get("name")));
+            table.and_then(Value::as_str).is_some_and(|name| {
+                name.rsplit(|it: char| !it.is_alphanumeric()).any(|word| word == self.bridge)
+            })
+        };
+        ruleset["nftables"].as_array().unwrap().iter().filter(mine).cloned().collect()
+    }
+
+    /// Records, bundles, sockets, upper directories, leases: all but images and logs.
+    fn files(&self) -> BTreeSet<String> {
+        let mut found = Vec::new();
+        walk(&self.dirs[0].join("state"), false, &mut found);
+        walk(&self.dirs[1].join("root/containers"), false, &mut found);
+        walk(&self.dirs[1].join("root/network"), false, &mut found);
+        found.iter().map(|it| it.display().to_string()).collect()
+    }
+}
+
+impl Snapshot {
+    /// Lines that begin with `+` (only later) or `-` (only before).
+    pub fn difference(&self, later: &Self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (kind, after) in &later.0 {
+            let before = self.0.get(kind).cloned().unwrap_or_default();
+            lines.extend(after.difference(&before).map(|it| format!("+ {kind}: {it}")));
+            lines.extend(before.difference(after).map(|it| format!("- {kind}: {it}")));
+        }
+        lines
+    }
+
+    /// The things of one kind.
+    pub fn of(&self, kind: &str) -> BTreeSet<String> {
+        self.0.get(kind).cloned().unwrap_or_else(|| panic!("no kind {kind:?}"))
+    }
+}
+
+/// Processes whose parent is `pid`, the dead ones that nobody has waited for included.
+pub fn children(pid: i32) -> BTreeSet<i32> {
+    let of = |task: i32| {
+        let list = fs::read_to_string(format!("/proc/{pid}/task/{task}/children"));
+        list.unwrap_or_default()
+            .split_whitespace()
+            .map(|it| it.parse().unwrap())
+            .collect::<Vec<_>>()
+    };
+    numbers(&format!("/proc/{pid}/task")).flat_map(of).collect()
+}
+
+/// Open descriptors by what they are, with their number. Connections over TCP are left out: the
+/// registry client may keep a few idle ones.
+fn descriptors(pid: i32) -> BTreeSet<String> {
+    let tcp = ["tcp", "tcp6"].map(|it| fs::read_to_string(format!("/proc/{pid}/net/{it}")));
+    let tcp: Vec<_> = tcp.into_iter().flatten().collect();
+    let mut counts = BTreeMap::new();
+    for fd in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+        let Ok(target) = fs::read_link(fd.path()) else { continue };
+        let target = target.display().to_string();
+        let inode = target.strip_prefix("socket:[").map(|it| it.trim_end_matches(']'));
+        if inode.is_some_and(|inode| tcp.iter().any(|it| it.contains(&format!(" {inode} ")))) {
+            continue;
+        }
+        let kind = target.split_once(":[").map_or(&*target, |(kind, _)| kind).to_owned();
+        *counts.entry(kind).or_insert(0) += 1;
+    }
+    counts.into_iter().map(|(kind, count)| format!("{count} × {kind}")).collect()
+}
+
+/// Network namespaces some process of the node is in, other than the host's. One that a
+/// descriptor or a mount holds shows as that.
+fn namespaces(pids: &BTreeSet<i32>) -> BTreeSet<String> {
+    let link = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let host = link(1);
+    let found = pids.iter().filter_map(|pid| link(*pid)).filter(|it| Some(it) != host.as_ref());
+    found.map(|it| it.display().to_string()).collect()
+}
+
+fn describe(pid: i32) -> String {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    format!("{pid} {} [{}]", name.trim(), command.trim())
+}
+
+fn numbers(dir: &str) -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|it| it.file_name().to_str()?.parse().ok())
+}
+
+fn walk(path: &Path, dirs_only: bool, found: &mut Vec<PathBuf>) {
+    let Ok(kind) = path.symlink_metadata() else { return };
+    if kind.is_dir() || !dirs_only {
+        found.push(path.to_owned());
+    }
+    if kind.is_dir() {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            walk(&entry.path(), dirs_only, found);
+        }
+    }
+}
+
+/// Without handles and counters, which change by themselves.
+fn stable(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let kept = fields
+                .iter()
+                .filter(|(key, _)| !matches!(&***key, "handle" | "packets" | "bytes" | "expires"));
+            kept.map(|(key, value)| (key.clone(), stable(value))).collect()
+        }
+        Value::Array(items) => items.iter().map(stable).collect(),
+        other => other.clone(),
+    }
+}
+
+fn json(command: &mut Command) -> Value {
+    let output = command.output().unwrap_or_else(|it| panic!("{command:?}: {it}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
+}
+
+/// For cleaning up: what is gone already is fine.
+fn run(program: &str, arguments: &[&str]) {
+    let _ = Command::new(program).args(arguments).output();
+}

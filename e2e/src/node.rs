@@ -1,0 +1,312 @@
+//! One node: a daemon of its own with its own directories, bridge and cgroup, and the oracle that
+//! compares what it leaves.
+
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use k8s_cri::v1 as cri;
+use tonic::Status;
+
+use crate::client::Cri;
+use crate::host::{Scope, Snapshot};
+use crate::image::{self, Image};
+use crate::pod::{Container, Pod};
+use crate::slot::Slot;
+use crate::spec::{PodSpec, pod};
+use crate::{archive, registry, wait};
+
+/// A cold start on a busy machine; an idle one needs a few milliseconds.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// SIGTERM must not wait for containers.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// How much of the daemon's log a failing test prints.
+const LOG_TAIL_BYTES: usize = 30_000;
+
+/// How a node differs from the ordinary one.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Length of the address range's prefix; 24 when 0.
+    pub range_prefix: u8,
+    /// Hosts (`docker.io`, …) to be looked for at an address (`127.0.0.1:5000`).
+    pub mirrors: Vec<(String, String)>,
+    /// Puts the root directory on a tmpfs of this size, such as `8m`.
+    pub root_size: Option<String>,
+    /// Appended to the configuration.
+    pub config: String,
+}
+
+/// A running daemon and all it needs. Dropped, it takes everything with it; [`Node::finish`]
+/// before that proves that there was nothing to take.
+#[derive(Debug)]
+pub struct Node {
+    pub cri: Cri,
+    pub scope: Scope,
+    options: Options,
+    slot: Slot,
+    daemon: Option<Child>,
+    before: Snapshot,
+}
+
+impl Node {
+    /// A node that has run its first pod: bridge, firewall table and caches are there, so that
+    /// the oracle can be strict.
+    pub async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    pub async fn start_with(options: Options) -> Self {
+        let mut node = Self::cold(options).await;
+        let first = node.run_pod(pod("first")).await;
+        first.remove().await;
+        node.before = node.scope.snapshot(node.pid());
+        node
+    }
+
+    /// A node that has done nothing yet.
+    pub async fn cold(options: Options) -> Self {
+        let slot = Slot::take();
+        let scope = Scope::of(&slot);
+        scope.sweep();
+        let mut node = Self {
+            cri: Cri::new(&slot.run_dir().join("state/lapstrake.sock")),
+            scope,
+            options,
+            slot,
+            daemon: None,
+            before: Snapshot::default(),
+        };
+        node.lay_out();
+        node.spawn().await;
+        node.before = node.scope.snapshot(node.pid());
+        node
+    }
+
+    /// A node with the busybox image.
+    pub async fn with_busybox() -> Self {
+        let node = Self::start().await;
+        node.import(&image::busybox(), image::BUSYBOX).await;
+        node
+    }
+
+    /// Removes every pod, then all must be as it was after the start; then the daemon ends, and
+    /// its processes, mounts and descriptors with it.
+    pub async fn finish(mut self) {
+        let pods = cri::ListPodSandboxRequest { filter: None };
+        let pods = self.cri.runtime.list_pod_sandbox(pods).await.expect("ListPodSandbox");
+        for pod in pods.into_inner().items {
+            let request = cri::RemovePodSandboxRequest { pod_sandbox_id: pod.id };
+            self.cri.runtime.remove_pod_sandbox(request).await.expect("RemovePodSandbox");
+        }
+        self.assert_clean();
+        let status = self.stop();
+        assert!(status.success(), "SIGTERM ends the daemon: {status}");
+        let after = self.scope.snapshot(None);
+        assert_eq!(after.of("process"), [].into(), "processes after the daemon's end");
+    }
+
+    /// All must be as after the start.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        self.scope.assert_same(&self.before, self.pid());
+    }
+
+    /// Takes the present state as the one to come back to, for what a test leaves on purpose.
+    pub fn rebase(&mut self) {
+        self.before = self.scope.snapshot(self.pid());
+    }
+
+    /// RunPodSandbox, with a log directory that exists, as the kubelet makes it.
+    pub async fn try_run_pod(&self, mut spec: PodSpec) -> Result<Pod, Status> {
+        if spec.config.log_directory.is_empty() {
+            let name = spec.config.metadata.as_ref().map_or("", |it| &it.name);
+            let dir = self.slot.var_dir().join("logs").join(name.get(..40).unwrap_or(name));
+            fs::create_dir_all(&dir).unwrap();
+            spec.config.log_directory = dir.display().to_string();
+        }
+        Pod::run(&self.cri, spec).await
+    }
+
+    pub async fn run_pod(&self, spec: PodSpec) -> Pod {
+        self.try_run_pod(spec).await.expect("RunPodSandbox")
+    }
+
+    /// Gives the daemon an image, without a registry.
+    pub async fn import(&self, image: &Image, name: &str) {
+        let archive = archive::docker_save(&[(image, name)]);
+        let imported = self.cri.import(archive, "").await.expect("ImportImages");
+        assert_eq!(imported.len(), 1, "{imported:?}");
+        assert_eq!(imported[0].id, image.id());
+    }
+
+    /// The pid of the daemon, while it runs.
+    pub fn pid(&self) -> Option<i32> {
+        self.daemon.as_ref().map(|it| i32::try_from(it.id()).unwrap())
+    }
+
+    /// SIGKILL, and nothing else.
+    pub fn kill9(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        daemon.kill().unwrap();
+        let status = daemon.wait().unwrap();
+        assert_eq!(status.signal(), Some(9));
+    }
+
+    /// SIGTERM, and how it ended.
+    pub fn stop(&mut self) -> ExitStatus {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        let pid = rustix::process::Pid::from_child(&daemon);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        wait::until("the daemon ends after SIGTERM", STOP_LIMIT, || daemon.try_wait().unwrap())
+    }
+
+    /// Starts a daemon on what the last one left; returns when it answers.
+    pub async fn spawn(&mut self) {
+        assert!(self.daemon.is_none());
+        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let mut daemon =
+            self.command().stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let mut runtime = self.cri.runtime.clone();
+        let end = std::time::Instant::now() + START_LIMIT;
+        while let Err(error) = runtime.version(cri::VersionRequest::default()).await {
+            if let Some(status) = daemon.try_wait().unwrap() {
+                panic!("the daemon ended with {status} before it answered:\n{}", self.log());
+            }
+            if std::time::Instant::now() > end {
+                let _ = daemon.kill();
+                let _ = daemon.wait();
+                panic!("the daemon does not answer ({error}):\n{}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.daemon = Some(daemon);
+    }
+
+    /// The command line of the daemon; a second one with the same is refused by it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(binary("lapstrake"));
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(self.slot.run_dir().join("config.toml"))
+            .arg("--root")
+            .arg(self.root_dir())
+            .arg("--state")
+            .arg(self.state_dir())
+            .args(["--listen", &self.endpoint()])
+            .args(["--metrics-listen", "127.0.0.1:0"])
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a verb of the `lapstrake` command against this node.
+    pub fn verb(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(binary("lapstrake"));
+        command.args(arguments).args(["--endpoint", &self.endpoint()]);
+        command.output().unwrap()
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("unix://{}/lapstrake.sock", self.state_dir().display())
+    }
+
+    pub fn root_dir(&self) -> PathBuf {
+        self.slot.var_dir().join("root")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.slot.run_dir().join("state")
+    }
+
+    /// A directory of the test's own, gone with the node.
+    pub fn scratch(&self) -> PathBuf {
+        let dir = self.slot.var_dir().join("scratch");
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    /// First three bytes of its pods' addresses, with the dot.
+    pub fn network(&self) -> String {
+        format!("{}.", self.slot.network())
+    }
+
+    /// All the daemon has said.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    /// The process that a container's first process is on the host.
+    pub async fn pid_of(&self, container: &Container) -> i32 {
+        let info = container.try_response(true).await.expect("ContainerStatus").info;
+        let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+        i32::try_from(info["pid"].as_i64().expect("info has a pid")).unwrap()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.slot.var_dir().join("daemon.log")
+    }
+
+    fn certs_d(&self) -> PathBuf {
+        self.slot.run_dir().join("certs.d")
+    }
+
+    fn lay_out(&self) {
+        for dir in [self.state_dir(), self.root_dir(), self.certs_d()] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        if let Some(size) = &self.options.root_size {
+            let mounted = Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+                .arg(self.root_dir())
+                .status();
+            assert!(mounted.unwrap().success(), "mount a small root");
+        }
+        for (host, address) in &self.options.mirrors {
+            registry::mirror(&self.certs_d(), &[host], address);
+        }
+        fs::write(self.slot.run_dir().join("config.toml"), self.config()).unwrap();
+    }
+
+    fn config(&self) -> String {
+        let prefix = if self.options.range_prefix == 0 { 24 } else { self.options.range_prefix };
+        format!(
+            "[images]\ncerts_d = [\"{certs_d}\"]\n\n\
+             [network]\nmode = \"bridge\"\nbridge = \"{bridge}\"\nranges = [\"{network}.0/{prefix}\"]\n\n\
+             [runtime]\ncgroup_parent = \"{cgroup}\"\nshim_cgroup = \"{cgroup}/shims\"\n{extra}",
+            certs_d = self.certs_d().display(),
+            bridge = self.slot.bridge(),
+            network = self.slot.network(),
+            cgroup = self.slot.cgroup(),
+            extra = self.options.config,
+        )
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail = log.len().saturating_sub(LOG_TAIL_BYTES);
+            println!("the daemon's log:\n{}", log.get(tail..).unwrap_or(&log));
+        }
+        if let Some(daemon) = &mut self.daemon {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        self.scope.sweep();
+    }
+}
+
+/// A built binary: from `LAPSTRAKE_BIN_DIR`, else where `make build` puts it.
+pub fn binary(name: &str) -> PathBuf {
+    let dir = std::env::var_os("LAPSTRAKE_BIN_DIR").map(PathBuf::from);
+    let dir =
+        dir.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"));
+    let path = dir.join(name);
+    assert!(path.exists(), "{} is not there: `make build`", path.display());
+    path
+}
