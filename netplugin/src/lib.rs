@@ -1,1 +1,26 @@
-//! Placeholder.
+//! Gives a pod its network from inside the calling process: a namespace, a veth on a bridge, leased
+//! addresses, masquerade and host ports, all by netlink and without running a program.
+//!
+//! The crate is synchronous and knows neither pods nor the CRI: a *sandbox* is an opaque identifier.
+//! [`Network`] is the whole interface; call it from a blocking thread. It never changes the network
+//! namespace of the calling thread.
+
+mod apply;
+mod config;
+mod error;
+mod facts;
+mod ipam;
+mod leases;
+mod netlink;
+mod netns;
+mod network;
+mod nft;
+mod plan;
+mod ports;
+mod sys;
+mod teardown;
+
+pub use config::Config;
+pub use error::Error;
+pub use network::{AttachRequest, Attachment, Network};
+pub use ports::{PortMapping, Protocol};

@@ -1,0 +1,288 @@
+//! Gives a sandbox its network: lease first, then the kernel, and all the way back on a failure.
+
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_route::link::InfoKind;
+
+use crate::error::Error;
+use crate::facts;
+use crate::ipam::{self, Range};
+use crate::leases::{Lease, NewLease};
+use crate::netlink::link::{Link, Veth};
+use crate::netlink::{addr, link, route};
+use crate::netns::{self, Netns, Sysctl};
+use crate::network::{AttachRequest, Attachment, Host, Network, State, check_request};
+use crate::nft::{Pod, Settings};
+use crate::plan;
+
+/// Name of the link in the pod, as everything in Kubernetes expects it.
+const POD_LINK: &str = "eth0";
+/// Index of that link in a namespace of our making: the loopback link is the first.
+const POD_LINK_INDEX: u32 = 2;
+/// Names tried for a host link. A name is taken for as long as the kernel needs to remove the link of
+/// an earlier sandbox of the same identifier, or if 32 bits of two hashes are equal.
+const NAME_ATTEMPTS: u32 = 4;
+
+/// The link of a pod without an IPv6 address has no IPv6 at all: the kernel's discovery traffic for
+/// link-local addresses would flood every port of the bridge. The loopback link exists already and
+/// keeps `::1`.
+const WITHOUT_IPV6: &[Sysctl] = &[("ipv6/conf/default/disable_ipv6", "1")];
+/// Leases make addresses unique; looking for duplicates would take a second.
+const WITH_IPV6: &[Sysctl] =
+    &[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")];
+
+impl Network {
+    /// Gives a sandbox a network namespace with a link, addresses, routes, masquerade and its host
+    /// ports. On an error nothing of it is left.
+    pub fn attach(&self, request: &AttachRequest) -> Result<Attachment, Error> {
+        check_request(request)?;
+        let sysctls = if self.lock().has_ipv6() { WITH_IPV6 } else { WITHOUT_IPV6 };
+        // Outside the lock: the one expensive step that runs well beside those of other pods.
+        let mut netns = match &request.netns {
+            None => netns::create(sysctls)?,
+            Some(fd) => netns::enter(fd.as_fd(), sysctls)?,
+        };
+        let mut state = self.lock();
+        let lease = self.lease(&mut state, request)?;
+        match self.connect(&mut state, lease, &mut netns) {
+            Ok((lease, mtu)) => Ok(Attachment {
+                netns: netns.fd,
+                interface: POD_LINK.to_owned(),
+                host_link: lease.host_link,
+                mac: plan::pod_mac(&lease.addresses),
+                mtu,
+                addresses: lease.addresses,
+                gateways: lease.gateways,
+            }),
+            Err(error) => {
+                let left = self.roll_back(&mut state, &request.sandbox_id, request.netns.is_some());
+                drop(left);
+                Err(error)
+            }
+        }
+    }
+
+    /// Chooses addresses and writes down who has them.
+    fn lease(&self, state: &mut State, request: &AttachRequest) -> Result<Lease, Error> {
+        let id = &request.sandbox_id;
+        if state.leases.get(id).is_some() {
+            return Err(Error::Attached(id.clone()));
+        }
+        let ports: Vec<_> =
+            request.port_mappings.iter().filter(|port| port.host_port != 0).cloned().collect();
+        for port in &ports {
+            let holds = |lease: &&Lease| lease.ports.iter().any(|other| other.conflicts(port));
+            if let Some(lease) = state.leases.iter().find(holds) {
+                return Err(Error::PortTaken {
+                    port: port.to_string(),
+                    owner: format!("{} (sandbox {})", lease.owner, lease.sandbox_id),
+                });
+            }
+        }
+        let (addresses, gateways) = choose(state)?;
+        state.leases.add(NewLease {
+            sandbox_id: id.clone(),
+            owner: request.owner.clone(),
+            host_link: self.names.host_link(id, 0),
+            addresses,
+            gateways,
+            ports,
+        })
+    }
+
+    fn connect(
+        &self,
+        state: &mut State,
+        lease: Lease,
+        netns: &mut Netns,
+    ) -> Result<(Lease, u32), Error> {
+        let (lease, host) = self.create_pair(state, lease, netns)?;
+        let name = &lease.host_link;
+        // A port of a bridge needs no address of its own, and must not look for one.
+        netns::write_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+        let index = match link::find(&mut netns.route, POD_LINK)? {
+            Some(link) => link.index,
+            None => return Err(Error::kernel("find link", POD_LINK, rustix::io::Errno::NODEV)),
+        };
+        let mut requests = vec![link::set_up(link::LOOPBACK, "lo"), link::set_up(index, POD_LINK)];
+        requests.extend(lease.addresses.iter().map(|address| addr::add(index, *address)));
+        requests.extend(lease.gateways.iter().map(|gateway| route::add_default(index, *gateway)));
+        netns.route.batch(&requests)?;
+        self.publish(state, &lease)?;
+        Ok((lease, host.mtu))
+    }
+
+    /// Creates the veth pair under a name that is free, on a bridge that exists.
+    fn create_pair(
+        &self,
+        state: &mut State,
+        mut lease: Lease,
+        netns: &Netns,
+    ) -> Result<(Lease, Host), Error> {
+        let mut attempt = 0;
+        let mut bridge_was_checked = state.host.is_none();
+        loop {
+            let host = self.prepare(state)?;
+            let pair = link::create_veth(&Veth {
+                host: &lease.host_link,
+                peer: POD_LINK,
+                peer_index: Some(POD_LINK_INDEX),
+                mac: plan::pod_mac(&lease.addresses),
+                mtu: host.mtu,
+                bridge: host.bridge,
+                netns: netns.as_fd(),
+            });
+            let alias = self.names.link_alias(&lease.sandbox_id);
+            let error = match state.route.batch(&[pair, link::mark_port(&lease.host_link, &alias)])
+            {
+                Ok(()) => return Ok((lease, host)),
+                Err(error) => error,
+            };
+            if error.errno() == Some(libc::EEXIST) && attempt + 1 < NAME_ATTEMPTS {
+                attempt += 1;
+                let name = self.names.host_link(&lease.sandbox_id, attempt);
+                lease = state.leases.rename_link(&lease.sandbox_id, name)?.unwrap_or(lease);
+            } else if !bridge_was_checked {
+                // The bridge may have been deleted behind our back.
+                bridge_was_checked = true;
+                state.host = None;
+            } else {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Puts the pod into the table; puts the table back first if somebody flushed it.
+    fn publish(&self, state: &mut State, lease: &Lease) -> Result<(), Error> {
+        match state.nft.add(&pod(lease)) {
+            Err(error) if error.errno() == Some(libc::ENOENT) => self.rebuild_table(state),
+            result => result,
+        }
+    }
+
+    /// Sees to it that the bridge and the table are there, once.
+    pub(crate) fn prepare(&self, state: &mut State) -> Result<Host, Error> {
+        if let Some(host) = state.host {
+            return Ok(host);
+        }
+        if state.ranges.is_empty() {
+            return Err(Error::NoRange);
+        }
+        enable_forwarding(state.has_ipv6())?;
+        let mtu = match self.config.mtu {
+            Some(mtu) => mtu,
+            None => facts::uplink_mtu(&mut state.route)?,
+        };
+        let bridge = self.prepare_bridge(state, mtu)?;
+        self.rebuild_table(state)?;
+        let host = Host { bridge, mtu };
+        state.host = Some(host);
+        Ok(host)
+    }
+
+    pub(crate) fn rebuild_table(&self, state: &mut State) -> Result<(), Error> {
+        let local: Vec<IpNetwork> = state.ranges.iter().map(Range::network).collect();
+        let settings = Settings {
+            bridge: &self.config.bridge,
+            masquerade: self.config.masquerade,
+            local: &local,
+        };
+        let pods: Vec<Pod<'_>> = state.leases.iter().map(pod).collect();
+        state.nft.rebuild(&settings, &pods)
+    }
+
+    /// Whether a link of the bridge's name may serve as our bridge.
+    pub(crate) fn check_bridge(&self, link: &Link) -> Result<(), Error> {
+        let refuse = |reason: String| Err(Error::Bridge { name: link.name.clone(), reason });
+        if link.kind != Some(InfoKind::Bridge) {
+            let kind = link.kind.as_ref().map_or("physical".to_owned(), ToString::to_string);
+            return refuse(format!("it is a {kind} link; set network.bridge to another name"));
+        }
+        match &link.alias {
+            Some(alias)
+                if alias.starts_with("lapstrake:") && *alias != self.names.bridge_alias() =>
+            {
+                refuse(format!("it belongs to another daemon ({alias})"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn prepare_bridge(&self, state: &mut State, mtu: u32) -> Result<u32, Error> {
+        let name = &self.config.bridge;
+        if link::find(&mut state.route, name)?.is_none() {
+            state.route.batch(&[
+                link::create_bridge(name, self.names.bridge_mac(), mtu),
+                link::set_alias(name, &self.names.bridge_alias()),
+            ])?;
+        }
+        let Some(bridge) = link::find(&mut state.route, name)? else {
+            return Err(Error::kernel("find bridge", name, rustix::io::Errno::NODEV));
+        };
+        self.check_bridge(&bridge)?;
+        if state.has_ipv6() {
+            netns::write_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+            netns::write_sysctl(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
+        } else {
+            netns::write_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+        }
+        let present = addr::list(&mut state.route, bridge.index)?;
+        let mut requests: Vec<_> = state
+            .ranges
+            .iter()
+            .filter_map(|range| IpNetwork::new(range.gateway(), range.network().prefix()).ok())
+            .filter(|gateway| !present.contains(gateway))
+            .map(|gateway| addr::add(bridge.index, gateway))
+            .collect();
+        if !bridge.up {
+            requests.push(link::set_up(bridge.index, name));
+        }
+        state.route.batch(&requests)?;
+        Ok(bridge.index)
+    }
+}
+
+/// A lease as the table knows it.
+pub(crate) fn pod(lease: &Lease) -> Pod<'_> {
+    Pod { addresses: &lease.addresses, ports: &lease.ports }
+}
+
+/// One address and its gateway of each family that has a range, IPv4 first.
+fn choose(state: &State) -> Result<(Vec<IpNetwork>, Vec<IpAddr>), Error> {
+    if state.ranges.is_empty() {
+        return Err(Error::NoRange);
+    }
+    let taken = state.leases.taken();
+    let (mut addresses, mut gateways) = (Vec::new(), Vec::new());
+    for ipv6 in [false, true] {
+        let ranges: Vec<&Range> =
+            state.ranges.iter().filter(|range| range.is_ipv6() == ipv6).collect();
+        if ranges.is_empty() {
+            continue;
+        }
+        let Some(address) = ipam::choose(&ranges, &taken, state.leases.cursor(ipv6)) else {
+            let names: Vec<_> = ranges.iter().map(|range| range.network().to_string()).collect();
+            return Err(Error::Exhausted {
+                ranges: names.join(", "),
+                count: ranges.iter().map(|range| range.capacity()).sum(),
+            });
+        };
+        let range = ranges.iter().find(|range| range.network().contains(address.ip()));
+        gateways.extend(range.map(|range| range.gateway()));
+        addresses.push(address);
+    }
+    Ok((addresses, gateways))
+}
+
+fn enable_forwarding(ipv6: bool) -> Result<(), Error> {
+    const IPV4: &str = "ipv4/ip_forward";
+    const IPV6: &str = "ipv6/conf/all/forwarding";
+    for name in [Some(IPV4), ipv6.then_some(IPV6)].into_iter().flatten() {
+        if netns::read_sysctl(name)?.as_deref() != Some("1") {
+            netns::write_sysctl(name, "1")?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! Brings transactions to the kernel, and notices when the table is no longer there.
+
+use super::abi;
+use super::encode::{Batch, Header};
+use super::ruleset::{self, Pod, Settings};
+use crate::error::Error;
+use crate::netlink::socket::{Channel, Family};
+
+/// The daemon's table in the kernel.
+pub(crate) struct Nft {
+    channel: Channel,
+    table: String,
+}
+
+impl Nft {
+    /// Opens a socket in the network namespace of the calling thread; touches nothing yet.
+    pub(crate) fn open(table: &str) -> Result<Nft, Error> {
+        Ok(Nft { channel: Channel::open(Family::Netfilter)?, table: table.to_owned() })
+    }
+
+    /// Puts the table there as it should be, in one transaction.
+    pub(crate) fn rebuild(
+        &mut self,
+        settings: &Settings<'_>,
+        pods: &[Pod<'_>],
+    ) -> Result<(), Error> {
+        self.commit(|batch| ruleset::rebuild(batch, settings, pods))
+    }
+
+    /// Adds everything a pod has, in one transaction. Fails with ENOENT when the table is gone.
+    pub(crate) fn add(&mut self, pod: &Pod<'_>) -> Result<(), Error> {
+        let elements = ruleset::elements(pod);
+        self.commit(|batch| {
+            for (set, element) in elements {
+                batch.add_elements(set, &[element]);
+            }
+        })
+    }
+
+    /// Removes everything a pod has. What is not there any more is success.
+    pub(crate) fn remove(&mut self, pod: &Pod<'_>) -> Result<(), Error> {
+        let elements = ruleset::elements(pod);
+        let all = self.commit(|batch| {
+            for (set, element) in &elements {
+                batch.delete_elements(set, std::slice::from_ref(element));
+            }
+        });
+        match all {
+            Err(error) if error.errno() == Some(libc::ENOENT) => {}
+            result => return result,
+        }
+        // Something is missing and kept the rest in place: one by one, then.
+        for (set, element) in &elements {
+            match self.commit(|batch| batch.delete_elements(set, std::slice::from_ref(element))) {
+                Err(error) if error.errno() == Some(libc::ENOENT) => {}
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the table. No table is success.
+    pub(crate) fn remove_table(&mut self) -> Result<(), Error> {
+        self.commit(|batch| {
+            batch.add_table();
+            batch.delete_table();
+        })
+    }
+
+    /// Whether the table stands, as far as its last set tells.
+    pub(crate) fn exists(&mut self) -> Result<bool, Error> {
+        const NLM_F_REQUEST_ACK: u16 = 5;
+        let sequence = self.channel.sequence(1);
+        let header = Header {
+            kind: (abi::SUBSYSTEM << 8) | abi::GETSET,
+            flags: NLM_F_REQUEST_ACK,
+            sequence,
+            family: abi::FAMILY_INET,
+            resource: 0,
+        };
+        let mut datagram = Vec::new();
+        header.write(&mut datagram, |m| {
+            m.text(abi::SET_TABLE, &self.table);
+            m.text(abi::SET_NAME, "bound6");
+        });
+        match self.channel.question(&datagram, sequence, |_, _| {})? {
+            None => Ok(true),
+            Some(refusal) if refusal.errno == libc::ENOENT => Ok(false),
+            Some(refusal) => Err(refusal.into_error("look up table", self.table.as_str())),
+        }
+    }
+
+    fn commit(&mut self, write: impl FnOnce(&mut Batch)) -> Result<(), Error> {
+        // One number before the messages is for the frame of the transaction.
+        let first = self.channel.sequence(1).wrapping_add(1);
+        let mut batch = Batch::new(&self.table, first);
+        write(&mut batch);
+        let (datagram, steps) = batch.finish();
+        self.channel.sequence(steps.len());
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let refusals = self.channel.transact(&datagram, first, steps.len())?;
+        match refusals.into_iter().min_by_key(|refusal| refusal.index) {
+            None => Ok(()),
+            Some(refusal) => {
+                let (stage, object) = steps
+                    .get(refusal.index)
+                    .cloned()
+                    .unwrap_or_else(|| ("commit to table", self.table.clone()));
+                Err(refusal.into_error(stage, object))
+            }
+        }
+    }
+}
