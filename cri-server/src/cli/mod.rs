@@ -1,0 +1,84 @@
+//! The operator's verbs: each is a client of the running daemon and knows only what CRI and the
+//! admin service say.
+//!
+//! Invariant: nothing here reads the daemon's directories or touches the kernel objects of a pod.
+
+mod client;
+mod console;
+mod exec;
+mod find;
+mod images;
+mod input;
+mod ps;
+mod rm;
+mod run;
+mod signals;
+mod teardown;
+
+use std::{io, process::ExitCode};
+
+/// Exit code for a wrong command line or manifest, as in sysexits(3).
+const EX_USAGE: u8 = 64;
+
+/// The verbs, to be flattened into the command line of the binary.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Run a Kubernetes Pod manifest: pull, start, follow its logs, clean up
+    Run(run::Args),
+    /// List, pull, import and remove images
+    Images(images::Args),
+    /// Show pods and their containers
+    Ps(ps::Args),
+    /// Run a command in a container and print what it says
+    Exec(exec::Args),
+    /// Stop and remove pods
+    Rm(rm::Args),
+}
+
+/// Why a verb failed, ready to be shown to the user.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct Error(#[from] Cause);
+
+#[derive(Debug, thiserror::Error)]
+enum Cause {
+    #[error(transparent)]
+    Client(#[from] client::Error),
+    #[error(transparent)]
+    Run(#[from] run::Error),
+    #[error(transparent)]
+    Images(#[from] images::Error),
+    #[error(transparent)]
+    Find(#[from] find::Error),
+    #[error(transparent)]
+    Teardown(#[from] teardown::Leftovers),
+    #[error("listen for signals: {0}")]
+    Signals(io::Error),
+    #[error("write to standard output: {0}")]
+    Output(io::Error),
+}
+
+impl Error {
+    /// 64 when the user has to correct what was asked, else 1.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        let usage = match &self.0 {
+            Cause::Client(error) => error.is_usage(),
+            Cause::Run(error) => error.is_usage(),
+            Cause::Images(error) => error.is_usage(),
+            Cause::Find(_) | Cause::Teardown(_) | Cause::Signals(_) | Cause::Output(_) => false,
+        };
+        if usage { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE }
+    }
+}
+
+/// Does what the verb says. The exit code is the workload's where the verb runs one.
+pub(crate) async fn execute(command: Command) -> Result<ExitCode, Error> {
+    let done = match command {
+        Command::Run(args) => run::run(&args).await.map_err(Cause::from),
+        Command::Images(args) => images::images(args).await.map_err(Cause::from),
+        Command::Ps(args) => ps::ps(&args).await,
+        Command::Exec(args) => exec::exec(args).await,
+        Command::Rm(args) => rm::rm(&args).await,
+    };
+    Ok(done?)
+}
