@@ -245,8 +245,7 @@ impl Client {
         name: &str,
         auth: Option<cri::AuthConfig>,
     ) -> Result<String, Error> {
-        let message =
-            cri::PullImageRequest { image: Some(spec(name)), auth, ..Default::default() };
+        let message = cri::PullImageRequest { image: Some(spec(name)), auth, ..Default::default() };
         let mut service = self.images.clone();
         let call = service.pull_image(message);
         Ok(answer("PullImage", &format!("image {name}"), call).await?.image_ref)

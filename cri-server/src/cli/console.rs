@@ -147,14 +147,9 @@ mod tests {
 
     #[test]
     fn a_table_is_as_wide_as_its_cells_and_has_no_trailing_blanks() {
-        let rows = [
-            ["nginx".to_owned(), "1".to_owned()],
-            ["a-long-name".to_owned(), String::new()],
-        ];
-        assert_eq!(
-            table(["NAME", "TAG"], &rows),
-            "NAME         TAG\nnginx        1\na-long-name"
-        );
+        let rows =
+            [["nginx".to_owned(), "1".to_owned()], ["a-long-name".to_owned(), String::new()]];
+        assert_eq!(table(["NAME", "TAG"], &rows), "NAME         TAG\nnginx        1\na-long-name");
     }
 
     #[test]

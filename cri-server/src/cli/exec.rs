@@ -52,7 +52,6 @@ fn candidate(container: &cri::Container) -> find::Candidate {
     let (namespace, pod) =
         (label(super::run::LABEL_POD_NAMESPACE), label(super::run::LABEL_POD_NAME));
     let name = container.metadata.clone().unwrap_or_default().name;
-    let names =
-        vec![name.clone(), format!("{pod}/{name}"), format!("{namespace}/{pod}/{name}")];
+    let names = vec![name.clone(), format!("{pod}/{name}"), format!("{namespace}/{pod}/{name}")];
     find::Candidate { id: container.id.clone(), names }
 }

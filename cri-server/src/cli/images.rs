@@ -134,7 +134,8 @@ async fn import(daemon: &client::Daemon, file: &Path, name: Option<String>) -> R
         }
     };
     for image in imported? {
-        let names = if image.names.is_empty() { "<none>".to_owned() } else { image.names.join(" ") };
+        let names =
+            if image.names.is_empty() { "<none>".to_owned() } else { image.names.join(" ") };
         console::out(format!("{} {names}", image.id)).map_err(Error::Output)?;
     }
     Ok(())
@@ -162,11 +163,7 @@ async fn send(
     }
 }
 
-async fn pull(
-    daemon: &client::Daemon,
-    reference: &str,
-    creds: Option<&Path>,
-) -> Result<(), Error> {
+async fn pull(daemon: &client::Daemon, reference: &str, creds: Option<&Path>) -> Result<(), Error> {
     let auth = match creds {
         Some(path) => Some(credentials(path).await?),
         None => None,
@@ -337,9 +334,6 @@ quay.io/c            <none>  0123456789ab  4.3 MB"
             seen.push((message.chunk.len(), message.name));
         }
         let none = String::new();
-        assert_eq!(
-            seen,
-            [(CHUNK_BYTES, "a:1".to_owned()), (CHUNK_BYTES, none.clone()), (1, none)]
-        );
+        assert_eq!(seen, [(CHUNK_BYTES, "a:1".to_owned()), (CHUNK_BYTES, none.clone()), (1, none)]);
     }
 }

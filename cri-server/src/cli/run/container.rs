@@ -152,10 +152,7 @@ pub(super) fn read(fields: &mut Fields<'_>) -> Container {
 
 /// `runAsUser` and `runAsGroup`, which pods and containers have in common.
 pub(super) fn read_user(security: &mut Fields<'_>) -> (Option<i64>, Option<i64>) {
-    (
-        security.integer("runAsUser", 0..=ID_MAX),
-        security.integer("runAsGroup", 0..=ID_MAX),
-    )
+    (security.integer("runAsUser", 0..=ID_MAX), security.integer("runAsGroup", 0..=ID_MAX))
 }
 
 fn read_env(env: &mut Fields<'_>) -> Env {
@@ -227,8 +224,7 @@ fn read_resources(resources: &mut Fields<'_>) -> Resources {
         let memory = read_quantity(list, "memory", quantity::whole);
         (cpu, memory)
     };
-    let (cpu_request, memory_request) =
-        resources.object("requests", amounts).unwrap_or_default();
+    let (cpu_request, memory_request) = resources.object("requests", amounts).unwrap_or_default();
     let (cpu_limit, memory_limit) = resources.object("limits", amounts).unwrap_or_default();
     for (name, request, limit) in
         [("cpu", cpu_request, cpu_limit), ("memory", memory_request, memory_limit)]
@@ -314,9 +310,8 @@ pub(super) fn env_text<'a>(
     uid: &'a str,
     address: &'a str,
 ) -> &'a str {
-    let keyed = |map: &'a BTreeMap<String, String>, key: &str| {
-        map.get(key).map_or("", String::as_str)
-    };
+    let keyed =
+        |map: &'a BTreeMap<String, String>, key: &str| map.get(key).map_or("", String::as_str);
     match value {
         EnvValue::Text(text) => text,
         EnvValue::PodName => &pod.name,

@@ -82,6 +82,10 @@ impl<'a> Fields<'a> {
         self.map.get(key).is_some_and(|value| !value.is_null())
     }
 
+    pub(crate) fn is_empty_list(&self, key: &str) -> bool {
+        self.map.get(key).and_then(Value::as_array).is_some_and(Vec::is_empty)
+    }
+
     pub(crate) fn string(&mut self, key: &'static str) -> Option<String> {
         let value = self.take(key)?;
         self.as_string(&self.path(key), value)

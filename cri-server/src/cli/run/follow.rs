@@ -1,13 +1,14 @@
 //! Follows the logs of containers and prints them line by line under the name of their container.
 
-use std::{io, path::PathBuf, time::Duration};
-
-use tokio::{
+use std::{
     fs::File,
-    io::{AsyncReadExt, BufReader},
-    sync::watch,
-    task::JoinHandle,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    time::Duration,
 };
+
+use tokio::task::JoinHandle;
 
 use crate::cli::console;
 
@@ -25,74 +26,86 @@ const LINE_BYTES_MAX: usize = 256 << 10;
 /// What is read at once.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// A log that is being printed.
+/// A log that is being printed, on a thread of its own: a terminal that is held (Ctrl-S) blocks
+/// whoever writes to it.
 #[derive(Debug)]
 pub(crate) struct Follower {
-    ended: watch::Sender<bool>,
+    ended: Sender<()>,
     task: JoinHandle<io::Result<()>>,
 }
 
 impl Follower {
     /// Prints what is in the file at `path`, which may not be there yet, and what is added to it.
     pub(crate) fn start(path: PathBuf, name: String) -> Self {
-        let (ended, of_container) = watch::channel(false);
-        Self { ended, task: tokio::spawn(follow(path, name, of_container)) }
+        let (ended, of_container) = channel();
+        let follow = move || follow(&path, &name, &of_container, console::out_bytes);
+        Self { ended, task: tokio::task::spawn_blocking(follow) }
     }
 
     /// Prints what is left in the log of a container that ended. An error is one of reading the
     /// log or of printing it.
     pub(crate) async fn finish(self) -> io::Result<()> {
-        self.ended.send_replace(true);
-        // The task neither panics nor is it aborted; if it were, there would be nothing to print.
-        self.task.await.unwrap_or(Ok(()))
+        // A follower that failed does not listen any more; its error comes next.
+        let _ = self.ended.send(());
+        self.task.await.map_err(io::Error::other)?
     }
 }
 
-async fn follow(path: PathBuf, name: String, mut ended: watch::Receiver<bool>) -> io::Result<()> {
-    let mut lines = Lines::default();
-    let mut assembler = Assembler::new(&name);
-    let mut chunk = vec![0; CHUNK_BYTES];
-    let mut file = None;
-    let mut last_look = false;
-    loop {
-        if file.is_none() {
-            file = open(&path).await?;
+/// Prints the log at `path` until `ended` says that its container did, or that nobody waits.
+fn follow(
+    path: &Path,
+    name: &str,
+    ended: &Receiver<()>,
+    mut print: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut log = Log { lines: Lines::default(), assembler: Assembler::new(name), file: None };
+    while ended.recv_timeout(POLL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        log.read(path, &mut print)?;
+    }
+    log.read(path, &mut print)?;
+    std::thread::sleep(WRITER_DELAY);
+    log.read(path, &mut print)?;
+    print(&log.finish())
+}
+
+struct Log {
+    lines: Lines,
+    assembler: Assembler,
+    file: Option<File>,
+}
+
+impl Log {
+    /// Prints everything up to the present end of the file.
+    fn read(
+        &mut self,
+        path: &Path,
+        print: &mut impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if self.file.is_none() {
+            self.file = match File::open(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                opened => Some(opened?),
+            };
         }
-        if let Some(file) = &mut file {
-            loop {
-                let count = file.read(&mut chunk).await?;
-                if count == 0 {
-                    break;
-                }
-                let mut printed = Vec::new();
-                lines.push(&chunk[..count], |line| assembler.push(line, &mut printed));
-                console::out_bytes(&printed)?;
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let count = file.read(&mut chunk)?;
+            if count == 0 {
+                return Ok(());
             }
-        }
-        if last_look {
             let mut printed = Vec::new();
-            lines.finish(|line| assembler.push(line, &mut printed));
-            assembler.finish(&mut printed);
-            return console::out_bytes(&printed);
-        }
-        if *ended.borrow() {
-            last_look = true;
-            tokio::time::sleep(WRITER_DELAY).await;
-            continue;
-        }
-        // An error means that nobody waits for this log any more; then this was the end, too.
-        let news = tokio::time::timeout(POLL_INTERVAL, ended.changed()).await;
-        if matches!(news, Ok(Err(_))) {
-            last_look = true;
+            self.lines.push(&chunk[..count], |line| self.assembler.push(line, &mut printed));
+            print(&printed)?;
         }
     }
-}
 
-async fn open(path: &std::path::Path) -> io::Result<Option<BufReader<File>>> {
-    match File::open(path).await {
-        Ok(file) => Ok(Some(BufReader::new(file))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+    /// The line that the end of the container cut off.
+    fn finish(mut self) -> Vec<u8> {
+        let mut printed = Vec::new();
+        self.lines.finish(|line| self.assembler.push(line, &mut printed));
+        self.assembler.finish(&mut printed);
+        printed
     }
 }
 
@@ -201,6 +214,8 @@ fn print(prefix: &[u8], line: &mut Vec<u8>, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     const TIME: &str = "2024-01-02T03:04:05.000000006Z";
@@ -278,13 +293,33 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_log_that_appears_late_is_followed_to_its_end() {
+    #[test]
+    fn a_log_that_appears_late_is_followed_to_its_end() {
         let path = std::env::temp_dir().join(format!("lapstrake-follow-{}", std::process::id()));
-        let follower = Follower::start(path.clone(), "late".to_owned());
-        std::fs::write(&path, format!("{TIME} stdout F hello\n")).unwrap();
-        let end = tokio::time::timeout(Duration::from_secs(10), follower.finish()).await;
+        let (ended, of_container) = channel();
+        let (printed, prints) = channel();
+        let follower = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                follow(&path, "late", &of_container, |bytes| {
+                    printed.send(String::from_utf8(bytes.to_vec()).unwrap()).unwrap();
+                    Ok(())
+                })
+            }
+        });
+        let log = |text: &str| {
+            let mut file = File::options().create(true).append(true).open(&path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        };
+        let patience = Duration::from_secs(10);
+        log(&format!("{TIME} stdout F first\n"));
+        assert_eq!(prints.recv_timeout(patience).unwrap(), "[late] first\n");
+        log(&format!("{TIME} stdout F second\n{TIME} stdout P thi"));
+        assert_eq!(prints.recv_timeout(patience).unwrap(), "[late] second\n");
+        log("rd\n");
+        ended.send(()).unwrap();
+        follower.join().unwrap().unwrap();
         std::fs::remove_file(&path).unwrap();
-        end.unwrap().unwrap();
+        assert_eq!(prints.iter().collect::<String>(), "[late] third\n");
     }
 }

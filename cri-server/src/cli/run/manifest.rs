@@ -205,7 +205,7 @@ fn read_spec(spec: &mut Fields<'_>, pod: &mut Pod) {
     pod.containers = spec.objects("containers", container::read);
     if !spec.has("containers") {
         spec.fault("containers", "is missing");
-    } else if pod.containers.is_empty() {
+    } else if spec.is_empty_list("containers") {
         spec.fault("containers", "must name at least one container");
     }
     pod.volumes = spec.objects("volumes", read_volume);
@@ -238,9 +238,8 @@ fn read_spec(spec: &mut Fields<'_>, pod: &mut Pod) {
 fn read_security(security: &mut Fields<'_>) -> PodSecurity {
     let (run_as_user, run_as_group) = container::read_user(security);
     let groups = security.integers("supplementalGroups", 0..=container::ID_MAX);
-    let sysctls = security.objects("sysctls", |sysctl| {
-        (sysctl.required("name"), sysctl.required("value"))
-    });
+    let sysctls =
+        security.objects("sysctls", |sysctl| (sysctl.required("name"), sysctl.required("value")));
     PodSecurity {
         run_as_user,
         run_as_group,
@@ -282,8 +281,7 @@ fn read_volume(volume: &mut Fields<'_>) -> Volume {
     check_name(volume, "name", &name, NameKind::Label);
     let host_path = volume.object("hostPath", read_host_path);
     let empty_dir = volume.object("emptyDir", |empty| {
-        let medium =
-            empty.choice("medium", &[("", Medium::Disk), ("Memory", Medium::Memory)]);
+        let medium = empty.choice("medium", &[("", Medium::Disk), ("Memory", Medium::Memory)]);
         let size_limit_bytes = read_quantity(empty, "sizeLimit", quantity::whole);
         VolumeSource::EmptyDir { medium: medium.unwrap_or(Medium::Disk), size_limit_bytes }
     });
@@ -365,9 +363,9 @@ pub(super) fn check_name(fields: &Fields<'_>, key: &str, name: &str, kind: NameK
 /// What several fields have to agree about.
 fn check_references(pod: &Pod, faults: &Faults) {
     let volumes: BTreeSet<&str> = pod.volumes.iter().map(|volume| volume.name.as_str()).collect();
-    check_unique(faults, "spec.volumes", pod.volumes.iter().map(|volume| &volume.name));
+    check_unique(faults, "volumes", pod.volumes.iter().map(|volume| &volume.name));
     let names = pod.init_containers.iter().chain(&pod.containers).map(|c| &c.name);
-    check_unique(faults, "spec.containers and spec.initContainers", names);
+    check_unique(faults, "containers", names);
     let mut host_ports = BTreeSet::new();
     for (list, containers) in
         [("initContainers", &pod.init_containers), ("containers", &pod.containers)]
@@ -400,11 +398,11 @@ fn check_references(pod: &Pod, faults: &Faults) {
     }
 }
 
-fn check_unique<'a>(faults: &Faults, path: &str, names: impl Iterator<Item = &'a String>) {
+fn check_unique<'a>(faults: &Faults, kind: &str, names: impl Iterator<Item = &'a String>) {
     let mut seen = BTreeSet::new();
     for name in names {
         if !seen.insert(name) && !name.is_empty() {
-            faults.add(path, format!("has the name {name} twice"));
+            faults.add("spec", format!("has two {kind} with the name {}", cropped(name)));
         }
     }
 }

@@ -49,6 +49,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// pod goes on meanwhile.
 const ABSENCE_MAX: Duration = Duration::from_secs(60);
 
+/// How long a terminal that does not take the last lines of a log may keep a run from ending.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The manifest of one v1 Pod; - reads standard input
@@ -107,6 +110,8 @@ pub(crate) enum Error {
     ImageLost(String),
     #[error("write to standard output: {0}")]
     Output(io::Error),
+    #[error("print the log of a container: {0}")]
+    Log(io::Error),
     #[error("{0}")]
     Leftovers(Leftovers),
     #[error("{cause}\n{leftovers}")]
@@ -162,7 +167,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, Error> {
         pod,
         facts,
     };
-    let end = run.to_its_end(args).await;
+    let end = run.proceed(args).await;
     if args.detach && end.is_ok() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -243,7 +248,7 @@ struct Ended {
 impl Run {
     /// Images, sandbox, init containers one after another, then all containers. Ends when they
     /// did, or with `--detach` when they run.
-    async fn to_its_end(&mut self, args: &Args) -> Result<ExitCode, Stop> {
+    async fn proceed(&mut self, args: &Args) -> Result<ExitCode, Stop> {
         let images = self.images().await?;
         let sandbox = self.sandbox(&args.handler).await?;
         let status = self.client.pod_sandbox_status(&self.title, &sandbox).await?;
@@ -284,8 +289,7 @@ impl Run {
             let work = bring(&self.client, name, &container.name, policy);
             let image = self.signals.or_stop(work).await??;
             let uid = image.uid.map(|uid| uid.value);
-            images
-                .insert(name.to_owned(), Image { id: image.id, uid, username: image.username });
+            images.insert(name.to_owned(), Image { id: image.id, uid, username: image.username });
         }
         Ok(images)
     }
@@ -347,7 +351,7 @@ impl Run {
             }
             for (index, end) in found.into_iter().rev() {
                 let log = self.running.remove(index).log;
-                log.finish().await.map_err(Error::Output)?;
+                self.signals.or_stop(log.finish()).await?.map_err(Error::Log)?;
                 console::note(describe(&end));
                 ended.push(end);
             }
@@ -387,7 +391,8 @@ impl Run {
             errors.extend(gone.err().map(|leftovers| leftovers.0).unwrap_or_default());
         }
         for container in self.running.drain(..) {
-            if let Err(error) = container.log.finish().await {
+            let printed = tokio::time::timeout(LAST_WORDS_MAX, container.log.finish()).await;
+            if let Ok(Err(error)) = printed {
                 console::note(format!("log of container {}: {error}", container.name));
             }
         }

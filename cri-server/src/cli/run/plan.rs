@@ -317,11 +317,7 @@ fn resources(resources: &Resources) -> cri::LinuxContainerResources {
     }
 }
 
-fn security(
-    pod: &Pod,
-    container: &Container,
-    image: &Image,
-) -> cri::LinuxContainerSecurityContext {
+fn security(pod: &Pod, container: &Container, image: &Image) -> cri::LinuxContainerSecurityContext {
     let own = &container.security;
     let user = own.run_as_user.or(pod.security.run_as_user);
     let group = own.run_as_group.or(pod.security.run_as_group);

@@ -47,8 +47,7 @@ fn nanos(text: &str) -> Option<i128> {
         return None;
     }
     let text = text.strip_prefix('+').unwrap_or(text);
-    let number_end =
-        text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(number_end);
     let (mantissa, decimals) = mantissa(number)?;
     let multiplier = match SUFFIXES.iter().find(|(name, _)| *name == suffix) {

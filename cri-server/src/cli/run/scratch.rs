@@ -119,8 +119,7 @@ impl Scratch {
 
 /// Removes what an earlier, detached run of the pod with this uid left.
 pub(crate) fn remove_of_pod(parent: &Path, uid: &str) -> Result<(), Error> {
-    let directories =
-        vec![directory(parent, uid), directory(Path::new(MEMORY_DIRECTORY), uid)];
+    let directories = vec![directory(parent, uid), directory(Path::new(MEMORY_DIRECTORY), uid)];
     Scratch { directories, log_directory: PathBuf::new(), volumes: BTreeMap::new() }.remove()
 }
 
@@ -154,11 +153,8 @@ fn host_path(volume: &str, path: &Path, kind: HostPathKind) -> Result<(), Error>
             source,
         })
     };
-    let made = |source| Error::Make {
-        what: format!("volume {volume}"),
-        path: path.to_path_buf(),
-        source,
-    };
+    let made =
+        |source| Error::Make { what: format!("volume {volume}"), path: path.to_path_buf(), source };
     let (fine, expected) = match kind {
         // The daemon refuses a mount whose source is missing.
         HostPathKind::Unchecked => return Ok(()),
@@ -245,7 +241,8 @@ mod tests {
     #[test]
     fn a_failure_leaves_no_directory_behind() {
         let home = Home::new("failure");
-        let pod = pod("[{name: a, emptyDir: {}}, {name: b, hostPath: {path: /nowhere, type: File}}]");
+        let pod =
+            pod("[{name: a, emptyDir: {}}, {name: b, hostPath: {path: /nowhere, type: File}}]");
         let error = Scratch::make(&pod, "failure", &home.0, None).unwrap_err().to_string();
         assert!(error.starts_with("volume b: look at host path /nowhere: No such file"), "{error}");
         assert_eq!(fs::read_dir(&home.0).unwrap().count(), 0);
