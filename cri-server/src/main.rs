@@ -1,2 +1,111 @@
-//! Placeholder.
-fn main() {}
+//! `lapstrake`: the CRI daemon and its operator verbs.
+
+mod app;
+mod cli;
+mod clock;
+mod config;
+mod container;
+mod error;
+mod grpc;
+mod id;
+mod locks;
+mod metrics;
+mod network;
+mod sandbox;
+mod shims;
+mod store;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A Kubernetes CRI node runtime.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve CRI to a kubelet.
+    Serve(config::Flags),
+    /// Show or check configuration.
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    #[command(flatten)]
+    Client(cli::Command),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigVerb {
+    /// Print the defaults, with comments.
+    Default,
+    /// Say what is wrong with a configuration; exit code 64 if anything is.
+    Check(config::Flags),
+}
+
+/// Wrong usage or configuration (`EX_USAGE` of sysexits.h).
+const EX_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // --help and --version come this way too.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
+        }
+    };
+    match arguments.verb {
+        Verb::Serve(flags) => match config::Config::load(&flags) {
+            Ok(config) => serve(config),
+            Err(error) => fail(EX_USAGE, &error.to_string()),
+        },
+        Verb::Config(ConfigVerb::Default) => {
+            let written = std::io::stdout().write_all(config::DEFAULT.as_bytes());
+            if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Verb::Config(ConfigVerb::Check(flags)) => match config::Config::load(&flags) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => fail(EX_USAGE, &error.to_string()),
+        },
+        Verb::Client(command) => client(command),
+    }
+}
+
+fn fail(code: u8, message: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{message}");
+    ExitCode::from(code)
+}
+
+fn serve(config: config::Config) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LAPSTRAKE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let served = runtime_threads().and_then(|threads| {
+        threads.block_on(async { app::App::build(config).await?.run().await })
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &format!("lapstrake serve: {error:#}")),
+    }
+}
+
+fn client(command: cli::Command) -> ExitCode {
+    let done = runtime_threads().map(|threads| threads.block_on(cli::execute(command)));
+    match done {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            let _ = writeln!(std::io::stderr(), "lapstrake: {error}");
+            error.exit_code()
+        }
+        Err(error) => fail(1, &format!("lapstrake: {error:#}")),
+    }
+}
+
+fn runtime_threads() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}

@@ -1,0 +1,248 @@
+//! The one place where the daemon is wired together, started and drained.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::container::Container;
+use crate::container::oci_spec::NodeFacts;
+use crate::container::stop::Stops;
+use crate::error::Error;
+use crate::grpc;
+use crate::id::Id;
+use crate::locks::Locks;
+use crate::metrics::{self, Metrics};
+use crate::network::Network;
+use crate::sandbox::Sandbox;
+use crate::shims::Links;
+use crate::store::disk::{self, DiskError};
+use crate::store::operations::Operations;
+use crate::store::recover;
+use crate::store::world::World;
+
+/// How long calls under way may take to finish after SIGTERM. Whatever is cut off then is
+/// finished or taken back by the next start.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What every operation works with.
+#[derive(Debug)]
+pub(crate) struct Ctx {
+    pub(crate) config: Config,
+    pub(crate) node: NodeFacts,
+    pub(crate) world: World,
+    pub(crate) images: image::ImageService,
+    pub(crate) network: Network,
+    pub(crate) seccomp: seccomp::Compiler,
+    pub(crate) shims: runtime::Shims,
+    pub(crate) links: Links,
+    pub(crate) operations: Operations,
+    pub(crate) locks: Locks,
+    pub(crate) stops: Stops,
+    pub(crate) metrics: Metrics,
+}
+
+impl Ctx {
+    pub(crate) fn sandbox_dir(&self, id: &Id) -> PathBuf {
+        self.config.state.join("pods").join(id.as_str())
+    }
+
+    pub(crate) fn bundle_dir(&self, container: &Container) -> PathBuf {
+        let sandbox = self.sandbox_dir(&container.sandbox_id);
+        sandbox.join("containers").join(container.id.as_str())
+    }
+
+    /// On record first, then for all to see.
+    pub(crate) fn save_sandbox(&self, sandbox: Sandbox) -> Result<(), Error> {
+        let path = self.sandbox_dir(&sandbox.id).join("record");
+        disk::write_record(&path, "sandbox", &sandbox)?;
+        self.world.change(|world| world.sandboxes.insert(sandbox.id.clone(), Arc::new(sandbox)));
+        Ok(())
+    }
+
+    pub(crate) fn save_container(&self, container: Container) -> Result<(), Error> {
+        self.write_container_record(&container)?;
+        self.world
+            .change(|world| world.containers.insert(container.id.clone(), Arc::new(container)));
+        Ok(())
+    }
+
+    pub(crate) fn write_container_record(&self, container: &Container) -> Result<(), Error> {
+        let path = self.bundle_dir(container).join("record");
+        Ok(disk::write_record(&path, "container", container)?)
+    }
+
+    /// A container that is shown, by its id.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        let found = self.world.snapshot().container(id).cloned();
+        found
+            .filter(|container| container.phase.is_shown())
+            .ok_or_else(|| Error::no_container(id))
+    }
+
+    /// Removes a cgroup that was made for a pod; «already gone» is done.
+    pub(crate) async fn remove_cgroup(&self, path: &str) -> Result<(), Error> {
+        Ok(self.shims.sweep("", &[path.to_owned()]).await?)
+    }
+}
+
+/// A daemon that is ready to serve.
+pub(crate) struct App {
+    ctx: Arc<Ctx>,
+    listener: UnixListener,
+    metrics_listener: tokio::net::TcpListener,
+    /// Held as long as the daemon lives: no second one on the same directories.
+    _locks: [std::fs::File; 2],
+}
+
+impl App {
+    pub(crate) async fn build(config: Config) -> anyhow::Result<Self> {
+        for dir in [config.root.clone(), config.state.join("pods")] {
+            disk::create_dir(&dir)?;
+        }
+        let locks = [lock(&config.root)?, lock(&config.state)?];
+        let metrics = Metrics::new()?;
+        let shim = shim_binary(&config)?;
+        let cgroup = runtime::ShimCgroup { parent: config.runtime.shim_cgroup.clone() };
+        let shims = runtime::Shims::open(&shim, cgroup)
+            .with_context(|| format!("prepare the shim {}", shim.display()))?;
+        let images = image::ImageService::open(image_config(&config)).await?;
+        let network = Network::open(&config).context("open the pod network")?;
+        let seccomp = seccomp::Compiler::open(config.root.join("seccomp"))?;
+        let recovered = recover::load(&config.state.join("pods"));
+        let metrics_listener = tokio::net::TcpListener::bind(config.metrics_listen)
+            .await
+            .with_context(|| format!("listen on {} for metrics", config.metrics_listen))?;
+        let listener = bind(&config.listen)?;
+        let ctx = Arc::new(Ctx {
+            node: node_facts(),
+            world: World::new(recovered),
+            images,
+            network,
+            seccomp,
+            shims,
+            links: Links::default(),
+            operations: Operations::default(),
+            locks: Locks::default(),
+            stops: Stops::default(),
+            metrics,
+            config,
+        });
+        Ok(Self { ctx, listener, metrics_listener, _locks: locks })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then lets calls under way finish. Containers stay.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let (stop, stopping) = watch::channel(false);
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        recover::resume(&self.ctx);
+        let socket = self.ctx.config.listen.clone();
+        tracing::info!(
+            socket = %socket.display(),
+            metrics = %self.metrics_listener.local_addr()?,
+            version = env!("CARGO_PKG_VERSION"),
+            "serving"
+        );
+        let mut served = tokio::spawn(grpc::serve(self.ctx.clone(), self.listener, stopping));
+        let watched = self.ctx.clone();
+        tokio::spawn(async move { watched.network.watch().await });
+        tokio::spawn(metrics::serve(self.ctx.clone(), self.metrics_listener));
+        // Nobody listens when the daemon is not under systemd.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            ended = &mut served => return ended?.context("serve CRI"),
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        tracing::info!("draining; pods keep running");
+        stop.send_replace(true);
+        if tokio::time::timeout(DRAIN, served).await.is_err() {
+            tracing::warn!(seconds = DRAIN.as_secs(), "calls were still under way");
+        }
+        let _ = std::fs::remove_file(&socket);
+        Ok(())
+    }
+}
+
+/// An advisory lock on a directory, so that it has one daemon.
+fn lock(dir: &Path) -> anyhow::Result<std::fs::File> {
+    let path = dir.join("lock");
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    file.try_lock().with_context(|| {
+        format!(
+            "another lapstrake daemon uses {}; give this one a --root, a --state and a --listen of \
+             its own",
+            dir.display()
+        )
+    })?;
+    Ok(file)
+}
+
+/// A socket file that a dead daemon left is replaced: the lock says that it is dead.
+fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        disk::create_dir_shared(parent)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("replace the socket {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+        .with_context(|| format!("set the mode of {}", path.display()))?;
+    Ok(listener)
+}
+
+fn shim_binary(config: &Config) -> anyhow::Result<PathBuf> {
+    if let Some(shim) = &config.runtime.shim {
+        return Ok(shim.clone());
+    }
+    let own = std::env::current_exe().context("find the daemon's own binary")?;
+    Ok(own.with_file_name("lapstrake-shim"))
+}
+
+fn image_config(config: &Config) -> image::Config {
+    image::Config {
+        certs_d: config.images.certs_d.clone(),
+        keep_blobs: config.images.keep_blobs,
+        pinned: config.images.pinned.clone(),
+        max_concurrent_downloads: config.images.max_concurrent_downloads,
+        progress_timeout: Duration::from_secs(config.images.progress_timeout_s),
+        ..image::Config::new(config.root.clone())
+    }
+}
+
+fn node_facts() -> NodeFacts {
+    NodeFacts {
+        cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+        swap_accounting: ["memory/memory.memsw.limit_in_bytes", "memory.swap.max"]
+            .iter()
+            .any(|file| Path::new("/sys/fs/cgroup").join(file).exists())
+            || std::fs::read_dir("/sys/fs/cgroup").is_ok_and(|entries| {
+                // The root of a v2 hierarchy has no limits; any child tells.
+                entries.flatten().any(|entry| entry.path().join("memory.swap.max").exists())
+            }),
+    }
+}
+
+impl From<DiskError> for std::io::Error {
+    fn from(error: DiskError) -> Self {
+        Self::other(error)
+    }
+}

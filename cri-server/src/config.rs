@@ -1,0 +1,455 @@
+//! The configuration: file, drop-ins and flags in, one resolved `Config` out. All mistakes are
+//! reported together.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+
+use crate::error::Error;
+
+/// Read when no `--config` is given and the file exists.
+pub(crate) const DEFAULT_FILE: &str = "/etc/lapstrake/config.toml";
+
+/// What is used where the file says nothing; printed by `lapstrake config default`.
+pub(crate) const DEFAULT: &str = include_str!("../default.toml");
+
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) root: PathBuf,
+    pub(crate) state: PathBuf,
+    pub(crate) listen: PathBuf,
+    pub(crate) metrics_listen: SocketAddr,
+    pub(crate) images: Images,
+    pub(crate) network: Network,
+    pub(crate) runtime: Runtime,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Images {
+    pub(crate) certs_d: Vec<PathBuf>,
+    pub(crate) keep_blobs: bool,
+    pub(crate) pinned: Vec<String>,
+    pub(crate) max_concurrent_downloads: usize,
+    pub(crate) progress_timeout_s: u64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Network {
+    pub(crate) bridge: String,
+    pub(crate) ranges: Vec<IpNetwork>,
+    pub(crate) exclude: Vec<IpNetwork>,
+    pub(crate) mtu: Option<u32>,
+    pub(crate) masquerade: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Runtime {
+    pub(crate) default_handler: String,
+    /// Handlers beside the built-in one: name → OCI runtime binary.
+    pub(crate) handlers: BTreeMap<String, PathBuf>,
+    pub(crate) cgroup_parent: String,
+    pub(crate) shim_cgroup: String,
+    /// `None`: beside the daemon's own binary.
+    pub(crate) shim: Option<PathBuf>,
+}
+
+/// The name of the runtime that is built in.
+pub(crate) const BUILT_IN: &str = "lapstrake";
+
+impl Runtime {
+    /// The binary of a handler; `None` for the built-in runtime. The empty name is the default.
+    pub(crate) fn handler(&self, name: &str) -> Result<Option<PathBuf>, Error> {
+        let name = if name.is_empty() { &self.default_handler } else { name };
+        if name == BUILT_IN {
+            return Ok(None);
+        }
+        match self.handlers.get(name) {
+            Some(path) => Ok(Some(path.clone())),
+            None => Err(Error::invalid(
+                "runtime_handler",
+                format!("no runtime handler {name:?} is configured; there are: {}", self.names()),
+            )),
+        }
+    }
+
+    fn names(&self) -> String {
+        let configured = self.handlers.keys().map(String::as_str);
+        std::iter::once(BUILT_IN).chain(configured).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// What the command line says, over the file.
+#[derive(Debug, Default, Clone, clap::Args)]
+pub(crate) struct Flags {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where images, layers and leases live.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// Where the state of running pods lives; a tmpfs.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// The CRI socket, as `unix:///path`.
+    #[arg(long, value_name = "URL")]
+    pub(crate) listen: Option<String>,
+    /// Where /metrics is served.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics_listen: Option<SocketAddr>,
+    /// The shim's binary, when it is not beside the daemon's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) shim: Option<PathBuf>,
+}
+
+/// The file as written: every key may be absent, none may be unknown.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    root: PathBuf,
+    state: PathBuf,
+    listen: String,
+    images: RawImages,
+    network: RawNetwork,
+    runtime: RawRuntime,
+    metrics: RawMetrics,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawImages {
+    certs_d: Vec<PathBuf>,
+    keep_blobs: bool,
+    pinned: Vec<String>,
+    max_concurrent_downloads: usize,
+    progress_timeout_seconds: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNetwork {
+    mode: String,
+    bridge: String,
+    ranges: Vec<String>,
+    exclude: Vec<String>,
+    mtu: u32,
+    masquerade: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRuntime {
+    default_handler: String,
+    handlers: BTreeMap<String, RawHandler>,
+    cgroup_parent: String,
+    shim_cgroup: String,
+    shim: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHandler {
+    path: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMetrics {
+    listen: String,
+}
+
+/// Every mistake that was found, one a line.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", mistakes.join("\n"))]
+pub(crate) struct ConfigError {
+    mistakes: Vec<String>,
+}
+
+impl Config {
+    /// The defaults, the file over them, its drop-ins (`conf.d/*.toml` beside it) over that, and
+    /// the flags over all.
+    pub(crate) fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let mut mistakes = Vec::new();
+        let mut merged = parse_table("the built-in defaults", DEFAULT, &mut mistakes);
+        for path in files(flags, &mut mistakes) {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => {
+                    let name = path.display().to_string();
+                    let table = parse_table(&name, &text, &mut mistakes);
+                    unknown_keys(&name, &text, "", &table, &merged, &mut mistakes);
+                    merge(&mut merged, table);
+                }
+                Err(error) => mistakes.push(format!("{}: {error}", path.display())),
+            }
+        }
+        if !mistakes.is_empty() {
+            return Err(ConfigError { mistakes });
+        }
+        let raw: Raw = merged
+            .try_into()
+            .map_err(|error| ConfigError { mistakes: vec![format!("configuration: {error}")] })?;
+        resolve(raw, flags)
+    }
+}
+
+fn files(flags: &Flags, mistakes: &mut Vec<String>) -> Vec<PathBuf> {
+    let default = Path::new(DEFAULT_FILE);
+    let file = match &flags.config {
+        Some(file) => file.clone(),
+        None if default.exists() => default.to_owned(),
+        None => return Vec::new(),
+    };
+    let mut files = vec![file.clone()];
+    let dir = file.with_file_name("conf.d");
+    match std::fs::read_dir(&dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => mistakes.push(format!("{}: {error}", dir.display())),
+        Ok(entries) => {
+            let paths = entries.flatten().map(|entry| entry.path());
+            let mut drop_ins: Vec<_> =
+                paths.filter(|path| path.extension().is_some_and(|end| end == "toml")).collect();
+            drop_ins.sort();
+            files.extend(drop_ins);
+        }
+    }
+    files
+}
+
+fn parse_table(name: &str, text: &str, mistakes: &mut Vec<String>) -> toml::Table {
+    text.parse().unwrap_or_else(|error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| line_of(text, span.start));
+        mistakes.push(format!("{name}:{line}: {}", error.message()));
+        toml::Table::new()
+    })
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// Names each key that the defaults do not have, with the nearest one that they do have.
+fn unknown_keys(
+    name: &str,
+    text: &str,
+    prefix: &str,
+    given: &toml::Table,
+    known: &toml::Table,
+    mistakes: &mut Vec<String>,
+) {
+    for (key, value) in given {
+        let path = format!("{prefix}{key}");
+        // The names of handlers are the user's own.
+        if prefix == "runtime.handlers." {
+            continue;
+        }
+        match (value, known.get(key)) {
+            (_, None) => {
+                let needle = |line: &&str| line.trim_start().trim_start_matches('[').starts_with(key);
+                let line = text.lines().position(|line| needle(&line)).map_or(1, |line| line + 1);
+                let hint = nearest(key, known.keys());
+                let hint = hint.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+                mistakes.push(format!("{name}:{line}: unknown key {path:?}{hint}"));
+            }
+            (toml::Value::Table(given), Some(toml::Value::Table(known))) => {
+                unknown_keys(name, text, &format!("{path}."), given, known, mistakes);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The known key with the fewest edits, if that is at most a third of it.
+fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a String>) -> Option<&'a String> {
+    known
+        .map(|candidate| (distance(key, candidate), candidate))
+        .filter(|(edits, candidate)| *edits * 3 <= candidate.len().max(3))
+        .min_by_key(|(edits, _)| *edits)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let replace = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn merge(base: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(base)), toml::Value::Table(over)) => merge(base, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
+    let mut mistakes = Vec::new();
+    let mut check = |key: &str, result: Result<(), String>| {
+        if let Err(problem) = result {
+            mistakes.push(format!("{key}: {problem}"));
+        }
+    };
+    let state = flags.state.clone().unwrap_or(raw.state);
+    // A state directory of one's own brings a socket of its own, unless said otherwise.
+    let listen = match (&flags.listen, raw.listen.as_str()) {
+        (Some(listen), _) => listen.clone(),
+        (None, "") => format!("unix://{}/lapstrake.sock", state.display()),
+        (None, listen) => listen.to_owned(),
+    };
+    let socket = listen.strip_prefix("unix://").map(PathBuf::from);
+    check(
+        "listen",
+        match &socket {
+            Some(path) if path.is_absolute() => Ok(()),
+            _ => Err(format!("{listen:?} is not of the form unix:///absolute/path")),
+        },
+    );
+    let metrics = raw.metrics.listen.parse::<SocketAddr>();
+    check("metrics.listen", metrics.as_ref().map(|_| ()).map_err(ToString::to_string));
+    check(
+        "network.mode",
+        match raw.network.mode.as_str() {
+            "bridge" | "auto" => Ok(()),
+            "cni" => Err("mode \"cni\" is not served by this version; use \"bridge\"".into()),
+            other => Err(format!("{other:?} is none of bridge, cni, auto")),
+        },
+    );
+    let ranges = parse_all::<IpNetwork>("network.ranges", &raw.network.ranges, &mut mistakes);
+    let exclude = parse_all::<IpNetwork>("network.exclude", &raw.network.exclude, &mut mistakes);
+    let handlers: BTreeMap<_, _> =
+        raw.runtime.handlers.into_iter().map(|(name, handler)| (name, handler.path)).collect();
+    for (name, path) in &handlers {
+        if !path.is_absolute() {
+            mistakes.push(format!("runtime.handlers.{name}.path: {path:?} is not absolute"));
+        }
+    }
+    if raw.runtime.default_handler != BUILT_IN && !handlers.contains_key(&raw.runtime.default_handler) {
+        let name = &raw.runtime.default_handler;
+        mistakes.push(format!("runtime.default_handler: no handler {name:?} is configured"));
+    }
+    if !mistakes.is_empty() {
+        return Err(ConfigError { mistakes });
+    }
+    let (Some(listen), Ok(metrics)) = (socket, metrics) else {
+        return Err(ConfigError { mistakes });
+    };
+    Ok(Config {
+        root: flags.root.clone().unwrap_or(raw.root),
+        state,
+        listen,
+        metrics_listen: flags.metrics_listen.unwrap_or(metrics),
+        images: Images {
+            certs_d: raw.images.certs_d,
+            keep_blobs: raw.images.keep_blobs,
+            pinned: raw.images.pinned,
+            max_concurrent_downloads: raw.images.max_concurrent_downloads.max(1),
+            progress_timeout_s: raw.images.progress_timeout_seconds.max(1),
+        },
+        network: Network {
+            bridge: raw.network.bridge,
+            ranges,
+            exclude,
+            mtu: (raw.network.mtu != 0).then_some(raw.network.mtu),
+            masquerade: raw.network.masquerade,
+        },
+        runtime: Runtime {
+            default_handler: raw.runtime.default_handler,
+            handlers,
+            cgroup_parent: format!("/{}", raw.runtime.cgroup_parent.trim_matches('/')),
+            shim_cgroup: raw.runtime.shim_cgroup.trim_matches('/').to_owned(),
+            shim: flags
+                .shim
+                .clone()
+                .or(Some(raw.runtime.shim).filter(|shim| !shim.as_os_str().is_empty())),
+        },
+    })
+}
+
+fn parse_all<T>(key: &str, texts: &[String], mistakes: &mut Vec<String>) -> Vec<T>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    let mut parsed = Vec::new();
+    for text in texts {
+        match text.parse() {
+            Ok(value) => parsed.push(value),
+            Err(error) => mistakes.push(format!("{key}: {text:?}: {error}")),
+        }
+    }
+    parsed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, text).unwrap();
+        let flags = Flags { config: Some(file.clone()), ..Flags::default() };
+        Config::load(&flags)
+            .map_err(|error| error.to_string().replace(&file.display().to_string(), "FILE"))
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let config = load("").unwrap();
+        assert_eq!(config.listen, Path::new("/run/lapstrake/lapstrake.sock"));
+        assert_eq!(config.metrics_listen.to_string(), "127.0.0.1:9323");
+        assert_eq!(config.network.bridge, "lapstrake0");
+        assert_eq!(config.runtime.handler("").unwrap(), None);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() {
+        let error = load("[network]\nbridg = \"x\"\n").unwrap_err();
+        assert_eq!(error, "FILE:2: unknown key \"network.bridg\"; did you mean \"bridge\"?");
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_together() {
+        let error = load(
+            "listen = \"tcp://1\"\n[network]\nranges = [\"10.0.0.0/99\", \"x\"]\nmode = \"fast\"\n",
+        )
+        .unwrap_err();
+        assert_eq!(error.lines().count(), 4, "{error}");
+    }
+
+    #[test]
+    fn a_syntax_error_names_its_line() {
+        assert!(load("\n\n[network\n").unwrap_err().starts_with("FILE:3: "));
+    }
+
+    #[test]
+    fn a_drop_in_wins_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::create_dir(dir.path().join("conf.d")).unwrap();
+        std::fs::write(&file, "[network]\nbridge = \"one\"\nmtu = 1400\n").unwrap();
+        std::fs::write(dir.path().join("conf.d/10-x.toml"), "network.bridge = \"two\"\n").unwrap();
+        let config = Config::load(&Flags { config: Some(file), ..Flags::default() }).unwrap();
+        assert_eq!((config.network.bridge.as_str(), config.network.mtu), ("two", Some(1400)));
+    }
+
+    #[test]
+    fn an_unknown_handler_is_refused_with_the_known_ones() {
+        let config = load("[runtime.handlers.runc]\npath = \"/usr/sbin/runc\"\n").unwrap();
+        assert_eq!(config.runtime.handler("runc").unwrap(), Some("/usr/sbin/runc".into()));
+        let error = config.runtime.handler("kata").unwrap_err().to_string();
+        assert!(error.contains("\"kata\"") && error.contains("lapstrake, runc"), "{error}");
+    }
+}

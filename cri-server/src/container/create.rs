@@ -1,0 +1,250 @@
+//! CreateContainer: image, OCI configuration, record, writable layer, and a process that waits
+//! before its exec; or nothing at all.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::process::ImageDefaults;
+use super::spec::{Seccomp, Spec};
+use super::state::Phase;
+use super::{Container, capabilities, devices, oci_spec, process, remove, signal, user};
+use crate::app::Ctx;
+use crate::clock;
+use crate::error::Error;
+use crate::id::Id;
+use crate::sandbox::Sandbox;
+use crate::sandbox::spec::NamespaceMode;
+use crate::sandbox::state::Phase as SandboxPhase;
+use crate::store::disk;
+use crate::store::operations::Key;
+
+/// Answers a repeat of the same request with the same container, during and after the first.
+pub(crate) async fn create(ctx: Arc<Ctx>, sandbox: String, spec: Spec) -> Result<Id, Error> {
+    let found = ctx.world.snapshot().sandbox(&sandbox).cloned();
+    let sandbox = found.ok_or_else(|| Error::no_sandbox(sandbox))?;
+    let key = Key::Container {
+        sandbox: sandbox.id.clone(),
+        name: spec.name.clone(),
+        attempt: spec.attempt,
+    };
+    let name = format!("{} (attempt {})", spec.name, spec.attempt);
+    let work = {
+        let (ctx, spec) = (ctx.clone(), spec.clone());
+        async move { create_once(ctx, sandbox.id.clone(), spec).await }
+    };
+    ctx.operations.join(key, &spec, work).await.unwrap_or_else(|| {
+        Err(Error::AlreadyExists {
+            kind: "container",
+            name,
+            holder: "a container that is just being created".into(),
+            why: "its configuration differs",
+        })
+    })
+}
+
+async fn create_once(ctx: Arc<Ctx>, sandbox_id: Id, spec: Spec) -> Result<Id, Error> {
+    let snapshot = ctx.world.snapshot();
+    let known = snapshot
+        .containers_of(&sandbox_id)
+        .find(|known| known.has_name(&sandbox_id, &spec.name, spec.attempt));
+    if let Some(known) = known {
+        return match &known.phase {
+            Phase::Created { .. } | Phase::Running { .. } if known.spec == spec => {
+                Ok(known.id.clone())
+            }
+            phase => Err(taken(known, phase)),
+        };
+    }
+    let image = ctx.images.find(&spec.image.image);
+    let image = image.ok_or_else(|| Error::NotFound {
+        kind: "image",
+        id: spec.image.image.clone(),
+    })?;
+    let defaults = ImageDefaults::from(&image.config);
+    let id = Id::random().map_err(|source| Error::io("read randomness from", "/dev/urandom", source))?;
+    let container = plan(&ctx, &sandbox_id, id.clone(), spec, (&image, &defaults))?;
+    let lock = ctx.locks.of(&id);
+    let turn = lock.lock().await;
+    let sandbox = register(&ctx, &container)?;
+    let result = bring_up(&ctx, &sandbox, &container, &defaults).await;
+    drop(turn);
+    match result {
+        Ok(()) => Ok(id),
+        Err(cause) => Err(match remove::down(&ctx, &id).await {
+            Ok(()) => cause,
+            Err(leftovers) => Error::Leftovers {
+                cause: Box::new(cause),
+                leftovers: leftovers.to_string(),
+            },
+        }),
+    }
+}
+
+fn taken(known: &Container, phase: &Phase) -> Error {
+    Error::AlreadyExists {
+        kind: "container",
+        name: format!("{} (attempt {})", known.spec.name, known.spec.attempt),
+        holder: format!("container {}, which is {}", known.id, phase.word()),
+        why: match phase {
+            Phase::Created { .. } | Phase::Running { .. } => "its configuration differs",
+            _ => "remove it first, or use the next attempt",
+        },
+    }
+}
+
+/// What is known before anything exists.
+fn plan(
+    ctx: &Ctx,
+    sandbox_id: &Id,
+    id: Id,
+    spec: Spec,
+    (image, defaults): (&image::Image, &ImageDefaults),
+) -> Result<Container, Error> {
+    let snapshot = ctx.world.snapshot();
+    let sandbox = snapshot.sandboxes.get(sandbox_id);
+    let sandbox = sandbox.ok_or_else(|| Error::no_sandbox(sandbox_id.as_str()))?;
+    if spec.security.privileged && !sandbox.spec.privileged {
+        return Err(Error::invalid(
+            "config.linux.security_context.privileged",
+            "a privileged container needs a privileged sandbox",
+        ));
+    }
+    let accounts = ctx.images.accounts(&image.id)?;
+    let user = user::resolve(&spec.security, &defaults.user, &accounts)?;
+    let log_path = match (&sandbox.spec.log_directory, spec.log_path.as_str()) {
+        (Some(directory), path) if !path.is_empty() => Some(directory.join(path)),
+        _ => None,
+    };
+    let image_stop = signal::parse(&defaults.stop_signal);
+    Ok(Container {
+        cgroups_path: sandbox.cgroup_of(&id),
+        id,
+        sandbox_id: sandbox_id.clone(),
+        created_at_ns: clock::now_ns(),
+        phase: Phase::Creating,
+        image_id: image.id.to_string(),
+        user,
+        log_path,
+        stop_signal: spec.stop_signal.or(image_stop).unwrap_or(signal::DEFAULT_STOP),
+        spec,
+    })
+}
+
+/// Takes the name, in one step with the look at the sandbox: a sandbox that begins to stop knows
+/// every container, and no later one gets in.
+fn register(ctx: &Ctx, container: &Container) -> Result<Arc<Sandbox>, Error> {
+    let dir = ctx.bundle_dir(container);
+    disk::create_dir(&dir.join("rootfs"))?;
+    ctx.write_container_record(container)?;
+    let registered = ctx.world.change(|world| {
+        let sandbox = world.sandboxes.get(&container.sandbox_id).cloned();
+        let sandbox = sandbox.ok_or_else(|| Error::no_sandbox(container.sandbox_id.as_str()))?;
+        if sandbox.phase != SandboxPhase::Ready {
+            return Err(Error::State {
+                operation: "create a container in",
+                kind: "pod sandbox",
+                id: sandbox.id.to_string(),
+                state: sandbox.phase.word().to_owned(),
+            });
+        }
+        world.containers.insert(container.id.clone(), Arc::new(container.clone()));
+        Ok(sandbox)
+    });
+    if registered.is_err() {
+        disk::remove_dir(&dir)?;
+    }
+    registered
+}
+
+async fn bring_up(
+    ctx: &Arc<Ctx>,
+    sandbox: &Sandbox,
+    container: &Container,
+    defaults: &ImageDefaults,
+) -> Result<(), Error> {
+    let bundle = ctx.bundle_dir(container);
+    let seccomp_bpf = seccomp_program(ctx, &container.spec)?;
+    write_config(ctx, sandbox, container, defaults, &bundle)?;
+    let snapshot = ctx.images.prepare(container.id.as_str(), &container.image_id).await?;
+    let shim = ctx.shim(&sandbox.id).await.ok_or_else(|| Error::State {
+        operation: "create a container in",
+        kind: "pod sandbox",
+        id: sandbox.id.to_string(),
+        state: "without its shim".to_owned(),
+    })?;
+    if let Some(directory) = container.log_path.as_deref().and_then(Path::parent) {
+        disk::create_dir_shared(directory)?;
+    }
+    let request = runtime::CreateContainer {
+        id: container.id.to_string(),
+        bundle,
+        rootfs: runtime::Rootfs {
+            lowers: snapshot.lowers,
+            upper: Some(snapshot.upper),
+            work: Some(snapshot.work),
+            volatile: false,
+        },
+        log_path: container.log_path.clone(),
+        tty: container.spec.tty,
+        stdin: container.spec.stdin,
+        stdin_once: container.spec.stdin_once,
+        handler: ctx.config.runtime.handler(&sandbox.spec.runtime_handler)?,
+        seccomp_bpf,
+        limits: runtime::LogLimits::default(),
+    };
+    let pid = shim.create_container(request).await?.pid;
+    ctx.save_container(Container { phase: Phase::Created { pid }, ..container.clone() })
+}
+
+/// The compiled filter; a privileged container has none, whatever it asks for.
+fn seccomp_program(ctx: &Ctx, spec: &Spec) -> Result<Option<PathBuf>, Error> {
+    let profile = match &spec.security.seccomp {
+        _ if spec.security.privileged => return Ok(None),
+        Seccomp::Unconfined => return Ok(None),
+        Seccomp::RuntimeDefault => seccomp::Profile::RuntimeDefault,
+        Seccomp::Localhost(path) => seccomp::Profile::File(path),
+    };
+    let granted = capabilities::resolve(&spec.security.capabilities, false);
+    Ok(Some(ctx.seccomp.program(profile, &granted.effective)?))
+}
+
+fn write_config(
+    ctx: &Ctx,
+    sandbox: &Sandbox,
+    container: &Container,
+    defaults: &ImageDefaults,
+    bundle: &Path,
+) -> Result<(), Error> {
+    let spec = &container.spec;
+    let input = oci_spec::Input {
+        spec,
+        sandbox,
+        sandbox_dir: &ctx.sandbox_dir(&sandbox.id),
+        process: process::process(spec, defaults, &sandbox.hostname)?,
+        user: &container.user,
+        cgroups_path: &container.cgroups_path,
+        devices: &devices::resolve(spec)?,
+        target_pid: target_pid(ctx, container)?,
+        node: ctx.node,
+    };
+    let config = oci_spec::container(&input).to_string();
+    Ok(disk::write_plain(&bundle.join("config.json"), config.as_bytes())?)
+}
+
+/// The process whose pid namespace an ephemeral container joins.
+fn target_pid(ctx: &Ctx, container: &Container) -> Result<Option<i32>, Error> {
+    let NamespaceMode::Target(target) = &container.spec.security.pid else { return Ok(None) };
+    let snapshot = ctx.world.snapshot();
+    let found = snapshot.container(target);
+    let found = found.filter(|target| target.sandbox_id == container.sandbox_id);
+    let found = found.ok_or_else(|| Error::no_container(target.as_str()))?;
+    match found.phase {
+        Phase::Running { pid, .. } => Ok(Some(pid)),
+        _ => Err(Error::State {
+            operation: "join the pid namespace of",
+            kind: "container",
+            id: found.id.to_string(),
+            state: found.phase.word().to_owned(),
+        }),
+    }
+}

@@ -1,0 +1,81 @@
+//! ExecSync: runs a program in a running container and collects what it says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::state::{Decision, Request, decide};
+use crate::app::Ctx;
+use crate::error::Error;
+
+/// CRI's cap for each stream; the rest is read and dropped.
+const STREAM_MAX: usize = 16 << 20;
+
+/// The kubelet takes messages of 16 MiB: both streams and the framing have to fit.
+const REPLY_MAX: usize = (16 << 20) - (16 << 10);
+
+pub(crate) struct Output {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) exit_code: i32,
+}
+
+/// A timeout of 0 means none.
+pub(crate) async fn exec_sync(
+    ctx: Arc<Ctx>,
+    id: String,
+    command: Vec<String>,
+    timeout_s: i64,
+) -> Result<Output, Error> {
+    if command.first().is_none_or(String::is_empty) {
+        return Err(Error::invalid("cmd", "is empty: there is nothing to run"));
+    }
+    let container = ctx.container(&id)?;
+    if decide(&container.phase, Request::Exec) != Decision::Proceed {
+        return Err(Error::State {
+            operation: "exec in",
+            kind: "container",
+            id: container.id.to_string(),
+            state: container.phase.word().to_owned(),
+        });
+    }
+    let seconds = u64::try_from(timeout_s).unwrap_or(0);
+    let request = runtime::ExecSync {
+        id: container.id.to_string(),
+        process_json: process(&ctx, &container, command)?,
+        timeout: (seconds != 0).then(|| Duration::from_secs(seconds)),
+        output_cap: STREAM_MAX,
+    };
+    let shim = ctx.live_shim(&container.sandbox_id).await?;
+    match shim.exec_sync(request).await {
+        Ok(output) => Ok(fitted(output)),
+        Err(error) if error.kind == runtime::ErrorKind::Timeout => {
+            Err(Error::ExecTimeout { id: container.id.to_string(), seconds })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The container's own process with other arguments, so that an exec has the same confinement.
+fn process(
+    ctx: &Ctx,
+    container: &super::Container,
+    command: Vec<String>,
+) -> Result<Vec<u8>, Error> {
+    let path = ctx.bundle_dir(container).join("config.json");
+    let bytes = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
+    let damaged = |error: serde_json::Error| Error::io("parse", &path, error.into());
+    let mut config: Value = serde_json::from_slice(&bytes).map_err(damaged)?;
+    let mut process = config["process"].take();
+    process["args"] = json!(command);
+    process["terminal"] = json!(false);
+    Ok(process.to_string().into_bytes())
+}
+
+fn fitted(output: runtime::ExecOutput) -> Output {
+    let runtime::ExecOutput { exit_code, mut stdout, mut stderr } = output;
+    stdout.truncate(REPLY_MAX);
+    stderr.truncate(REPLY_MAX - stdout.len());
+    Output { stdout, stderr, exit_code }
+}

@@ -1,0 +1,90 @@
+//! What the shims report, written into the world: started, exited, lost.
+
+use std::sync::Arc;
+
+use super::Container;
+use super::state::{Exit, Phase, Reason};
+use crate::app::Ctx;
+use crate::clock;
+use crate::error::Error;
+use crate::id::Id;
+
+/// The exit code of a container whose end nobody saw, as the peers report it.
+const LOST_CODE: i32 = 255;
+
+/// The exit code of a container whose program never ran.
+const START_ERROR_CODE: i32 = 128;
+
+/// A container ended. Said twice, the first word stays.
+pub(crate) fn exited(ctx: &Ctx, id: &Id, exit: &runtime::Exit) -> Result<(), Error> {
+    let (code, reason, message) = match (&exit.start_error, exit.oom_killed, exit.code) {
+        (Some(message), _, _) => (START_ERROR_CODE, Reason::StartError, message.clone()),
+        (None, true, code) => (code, Reason::OomKilled, String::new()),
+        (None, false, 0) => (0, Reason::Completed, String::new()),
+        (None, false, code) => (code, Reason::Error, String::new()),
+    };
+    finish(ctx, id, |started_at_ns| Exit {
+        code,
+        started_at_ns,
+        finished_at_ns: exit.at_ns.max(started_at_ns),
+        reason,
+        message,
+    })
+}
+
+/// The shim is gone and nobody can tell how the container ended.
+pub(crate) fn lost(ctx: &Ctx, id: &Id) -> Result<(), Error> {
+    finish(ctx, id, |started_at_ns| Exit {
+        code: LOST_CODE,
+        started_at_ns,
+        finished_at_ns: clock::now_ns(),
+        reason: Reason::ShimLost,
+        message: "the shim of the pod died, and with it the exit status".to_owned(),
+    })
+}
+
+/// The program could not be started.
+pub(crate) fn start_failed(ctx: &Ctx, id: &Id, message: String) -> Result<(), Error> {
+    finish(ctx, id, |_| {
+        let now = clock::now_ns();
+        Exit {
+            code: START_ERROR_CODE,
+            started_at_ns: now,
+            finished_at_ns: now,
+            reason: Reason::StartError,
+            message,
+        }
+    })
+}
+
+fn finish(ctx: &Ctx, id: &Id, exit: impl FnOnce(i64) -> Exit) -> Result<(), Error> {
+    let Some(container) = ctx.world.snapshot().containers.get(id).cloned() else { return Ok(()) };
+    let started_at_ns = match container.phase {
+        Phase::Running { started_at_ns, .. } => started_at_ns,
+        Phase::Created { .. } => 0,
+        Phase::Creating | Phase::Exited(_) | Phase::Removing => return Ok(()),
+    };
+    let phase = Phase::Exited(exit(started_at_ns));
+    ctx.save_container(Container { phase, ..(*container).clone() })
+}
+
+/// Brings the world in line with what a shim knows.
+pub(crate) fn apply(
+    ctx: &Arc<Ctx>,
+    containers: &[runtime::ContainerState],
+) -> Result<(), Error> {
+    for state in containers {
+        let Some(id) = Id::parse(&state.id) else { continue };
+        let Some(known) = ctx.world.snapshot().containers.get(&id).cloned() else { continue };
+        match (&state.phase, &known.phase) {
+            (runtime::Phase::Exited(exit), _) => exited(ctx, &id, exit)?,
+            (runtime::Phase::Running, Phase::Created { .. }) => {
+                let (pid, started_at_ns) = (state.pid, state.started_at_ns);
+                let phase = Phase::Running { pid, started_at_ns };
+                ctx.save_container(Container { phase, ..(*known).clone() })?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

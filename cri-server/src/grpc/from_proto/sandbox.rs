@@ -1,0 +1,259 @@
+//! `PodSandboxConfig` → `sandbox::Spec`.
+
+use std::net::IpAddr;
+
+use proto::cri::v1 as cri;
+
+use super::{absolute, name, namespace_mode, no_user_namespace};
+use crate::error::Error;
+use crate::sandbox::spec::{Dns, Metadata, NamespaceMode, PortMapping, Protocol, Spec};
+
+/// Longest host name the kernel's UTS namespace holds (`__NEW_UTS_LEN`).
+const HOSTNAME_MAX: usize = 64;
+
+pub(crate) fn sandbox(request: cri::RunPodSandboxRequest) -> Result<Spec, Error> {
+    let config = request.config.ok_or_else(|| Error::invalid("config", "is missing"))?;
+    if config.windows.is_some() {
+        return Err(Error::Unsupported {
+            field: "config.windows".into(),
+            hint: "this node runs Linux pods only".into(),
+        });
+    }
+    let linux = config.linux.unwrap_or_default();
+    let security = linux.security_context.unwrap_or_default();
+    let namespaces = security.namespace_options.unwrap_or_default();
+    no_user_namespace(
+        "config.linux.security_context.namespace_options.userns_options",
+        namespaces.userns_options.as_ref(),
+    )?;
+    if security.run_as_group.is_some() && security.run_as_user.is_none() {
+        return Err(Error::invalid(
+            "config.linux.security_context.run_as_group",
+            "needs run_as_user beside it",
+        ));
+    }
+    let spec = Spec {
+        metadata: metadata(config.metadata)?,
+        hostname: hostname(config.hostname)?,
+        log_directory: match config.log_directory.as_str() {
+            "" => None,
+            path => Some(absolute("config.log_directory", path)?),
+        },
+        dns: config.dns_config.map(dns).transpose()?,
+        port_mappings: config
+            .port_mappings
+            .iter()
+            .filter(|mapping| mapping.host_port != 0)
+            .map(port_mapping)
+            .collect::<Result<_, _>>()?,
+        labels: config.labels.into_iter().collect(),
+        annotations: config.annotations.into_iter().collect(),
+        runtime_handler: request.runtime_handler,
+        cgroup_parent: cgroup_parent(&linux.cgroup_parent)?,
+        sysctls: linux.sysctls.into_iter().collect(),
+        network: sandbox_namespace("network", namespaces.network)?,
+        pid: sandbox_namespace("pid", namespaces.pid)?,
+        ipc: sandbox_namespace("ipc", namespaces.ipc)?,
+        privileged: security.privileged,
+    };
+    sysctls(&spec)?;
+    Ok(spec)
+}
+
+fn metadata(metadata: Option<cri::PodSandboxMetadata>) -> Result<Metadata, Error> {
+    let metadata = metadata.ok_or_else(|| Error::invalid("config.metadata", "is missing"))?;
+    Ok(Metadata {
+        name: name("config.metadata.name", &metadata.name)?,
+        uid: name("config.metadata.uid", &metadata.uid)?,
+        namespace: name("config.metadata.namespace", &metadata.namespace)?,
+        attempt: metadata.attempt,
+    })
+}
+
+fn hostname(hostname: String) -> Result<String, Error> {
+    if hostname.len() > HOSTNAME_MAX {
+        return Err(Error::invalid(
+            "config.hostname",
+            format!("has {} bytes; the kernel holds at most {HOSTNAME_MAX}", hostname.len()),
+        ));
+    }
+    if hostname.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        return Err(Error::invalid("config.hostname", format!("{hostname:?} has blanks in it")));
+    }
+    Ok(hostname)
+}
+
+fn dns(dns: cri::DnsConfig) -> Result<Dns, Error> {
+    let lines = [&dns.servers, &dns.searches, &dns.options];
+    if lines.into_iter().flatten().any(|value| value.contains(['\n', '\r', '\0'])) {
+        return Err(Error::invalid("config.dns_config", "a value holds a line break"));
+    }
+    Ok(Dns { servers: dns.servers, searches: dns.searches, options: dns.options })
+}
+
+fn port_mapping(mapping: &cri::PortMapping) -> Result<PortMapping, Error> {
+    let port = |field: &str, value: i32| match u16::try_from(value) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(Error::invalid(field, format!("{value} is not a port"))),
+    };
+    Ok(PortMapping {
+        protocol: match cri::Protocol::try_from(mapping.protocol) {
+            Ok(cri::Protocol::Tcp) => Protocol::Tcp,
+            Ok(cri::Protocol::Udp) => Protocol::Udp,
+            Ok(cri::Protocol::Sctp) => Protocol::Sctp,
+            Err(_) => {
+                let problem = format!("{} is no protocol", mapping.protocol);
+                return Err(Error::invalid("config.port_mappings.protocol", problem));
+            }
+        },
+        container_port: port("config.port_mappings.container_port", mapping.container_port)?,
+        host_port: port("config.port_mappings.host_port", mapping.host_port)?,
+        host_ip: match mapping.host_ip.as_str() {
+            "" => None,
+            text => Some(text.parse::<IpAddr>().map_err(|_| {
+                Error::invalid("config.port_mappings.host_ip", format!("{text:?} is no IP address"))
+            })?)
+            .filter(|address| !address.is_unspecified()),
+        },
+    })
+}
+
+fn cgroup_parent(parent: &str) -> Result<String, Error> {
+    let field = "config.linux.cgroup_parent";
+    if parent.ends_with(".slice") {
+        return Err(Error::Unsupported {
+            field: field.into(),
+            hint: format!(
+                "{parent:?} is a systemd slice, but this node's cgroup driver is cgroupfs (see \
+                 RuntimeConfig); set cgroupDriver: cgroupfs in the kubelet's configuration"
+            ),
+        });
+    }
+    if parent.is_empty() {
+        return Ok(String::new());
+    }
+    let path = std::path::Path::new(parent);
+    let plain = path
+        .components()
+        .all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
+    if !plain {
+        return Err(Error::invalid(field, format!("{parent:?} is not a plain cgroup path")));
+    }
+    Ok(format!("/{}", parent.trim_matches('/')))
+}
+
+fn sandbox_namespace(kind: &str, value: i32) -> Result<NamespaceMode, Error> {
+    let field = format!("config.linux.security_context.namespace_options.{kind}");
+    match (kind, namespace_mode(&field, value, "")) {
+        ("pid", Ok(NamespaceMode::Container)) => Ok(NamespaceMode::Container),
+        (_, Ok(mode @ (NamespaceMode::Pod | NamespaceMode::Node))) => Ok(mode),
+        (_, Err(error)) => Err(error),
+        (_, Ok(_)) => Err(Error::invalid(field, "a sandbox has POD or NODE here")),
+    }
+}
+
+/// Only sysctls that live in a namespace of this pod: anything else would change the node.
+fn sysctls(spec: &Spec) -> Result<(), Error> {
+    for key in spec.sysctls.keys() {
+        let path = key.replace('/', ".");
+        let owner = if path.starts_with("net.") {
+            &spec.network
+        } else if path.starts_with("kernel.shm")
+            || path.starts_with("kernel.msg")
+            || path == "kernel.sem"
+            || path.starts_with("fs.mqueue.")
+        {
+            &spec.ipc
+        } else {
+            return Err(Error::invalid(
+                "config.linux.sysctls",
+                format!("{key:?} belongs to no namespace of a pod; it would change the node"),
+            ));
+        };
+        if *owner == NamespaceMode::Node {
+            return Err(Error::invalid(
+                "config.linux.sysctls",
+                format!("{key:?} would change the node, whose namespace this pod uses"),
+            ));
+        }
+        if key.contains("..") || key.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err(Error::invalid("config.linux.sysctls", format!("{key:?} is no sysctl")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> cri::RunPodSandboxRequest {
+        let metadata = cri::PodSandboxMetadata {
+            name: "web".into(),
+            uid: "u1".into(),
+            namespace: "default".into(),
+            attempt: 0,
+        };
+        cri::RunPodSandboxRequest {
+            config: Some(cri::PodSandboxConfig { metadata: Some(metadata), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    #[track_caller]
+    fn refused(change: impl Fn(&mut cri::PodSandboxConfig), expect: &str) {
+        let mut request = request();
+        change(request.config.as_mut().unwrap());
+        let error = sandbox(request).unwrap_err().to_string();
+        assert!(error.contains(expect), "{error:?} does not say {expect:?}");
+    }
+
+    #[test]
+    fn the_smallest_sandbox_shares_everything_with_its_containers() {
+        let spec = sandbox(request()).unwrap();
+        assert_eq!((spec.network, spec.pid), (NamespaceMode::Pod, NamespaceMode::Pod));
+        assert_eq!(spec.log_directory, None);
+    }
+
+    #[test]
+    fn bad_input_is_refused_by_the_name_of_its_field() {
+        refused(|c| c.metadata = None, "config.metadata: is missing");
+        refused(|c| c.metadata.as_mut().unwrap().name.clear(), "config.metadata.name: is empty");
+        refused(|c| c.metadata.as_mut().unwrap().name = "x".repeat(254), "has 254 bytes");
+        refused(|c| c.hostname = "h".repeat(65), "config.hostname: has 65 bytes");
+        refused(|c| c.log_directory = "logs".into(), "config.log_directory");
+        refused(|c| c.log_directory = "/var/../etc".into(), "config.log_directory");
+        refused(
+            |c| {
+                c.linux = Some(cri::LinuxPodSandboxConfig {
+                    cgroup_parent: "kubepods.slice".into(),
+                    ..Default::default()
+                });
+            },
+            "systemd slice",
+        );
+        refused(
+            |c| {
+                c.linux = Some(cri::LinuxPodSandboxConfig {
+                    sysctls: [("vm.swappiness".to_owned(), "1".to_owned())].into(),
+                    ..Default::default()
+                });
+            },
+            "vm.swappiness",
+        );
+        refused(
+            |c| {
+                c.port_mappings.push(cri::PortMapping { host_port: 99_999, ..Default::default() });
+            },
+            "is not a port",
+        );
+    }
+
+    #[test]
+    fn a_port_without_a_host_port_is_no_mapping() {
+        let mut request = request();
+        let ports = &mut request.config.as_mut().unwrap().port_mappings;
+        ports.push(cri::PortMapping { container_port: 80, ..Default::default() });
+        assert_eq!(sandbox(request).unwrap().port_mappings, []);
+    }
+}

@@ -1,0 +1,57 @@
+//! Errors as gRPC codes: the only place where one becomes the other. The kubelet acts on
+//! NotFound, Unimplemented and DeadlineExceeded, and on texts that begin with a known word.
+#![deny(clippy::wildcard_enum_match_arm)]
+
+use tonic::{Code, Status};
+
+use crate::error::Error;
+
+pub(super) fn status(error: &Error) -> Status {
+    Status::new(code(error), error.to_string())
+}
+
+fn code(error: &Error) -> Code {
+    match error {
+        Error::Invalid { .. } => Code::InvalidArgument,
+        // Unimplemented would tell the kubelet that the whole call is not served.
+        Error::Unsupported { .. } => Code::InvalidArgument,
+        Error::NotFound { .. } => Code::NotFound,
+        Error::AlreadyExists { .. } => Code::AlreadyExists,
+        Error::State { .. } => Code::FailedPrecondition,
+        Error::ExecTimeout { .. } => Code::DeadlineExceeded,
+        Error::Network { .. } => Code::Unavailable,
+        Error::Runtime(error) => runtime_code(error.kind),
+        Error::Image(error) => image_code(error.kind()),
+        Error::Seccomp(_) => Code::InvalidArgument,
+        Error::Record(_) | Error::Io { .. } | Error::Panicked { .. } => Code::Internal,
+        Error::Shared(error) => code(error),
+        Error::Leftovers { cause, .. } => code(cause),
+    }
+}
+
+fn runtime_code(kind: runtime::ErrorKind) -> Code {
+    use runtime::ErrorKind;
+    match kind {
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::InvalidArgument => Code::InvalidArgument,
+        ErrorKind::AlreadyExited | ErrorKind::InvalidState => Code::FailedPrecondition,
+        ErrorKind::Timeout => Code::DeadlineExceeded,
+        ErrorKind::Gone => Code::Unavailable,
+        ErrorKind::Failed => Code::Unknown,
+    }
+}
+
+fn image_code(kind: image::ErrorKind) -> Code {
+    use image::ErrorKind;
+    match kind {
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::InvalidReference => Code::InvalidArgument,
+        ErrorKind::Unauthorized => Code::Unauthenticated,
+        // The kubelet reads the first word of the text, and only of errors with this code.
+        ErrorKind::RegistryUnavailable => Code::Unknown,
+        ErrorKind::Verification => Code::Unknown,
+        ErrorKind::DiskFull => Code::ResourceExhausted,
+        ErrorKind::Cancelled => Code::Cancelled,
+        ErrorKind::Internal => Code::Internal,
+    }
+}

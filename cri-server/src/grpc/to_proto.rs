@@ -1,0 +1,230 @@
+//! Inside to wire: the only place that builds CRI answers.
+
+use std::path::Path;
+
+use proto::cri::v1 as cri;
+
+use crate::container::spec::{Mount, Propagation, Resources};
+use crate::container::state::{Exit, Phase, Reason};
+use crate::container::{Container, signal};
+use crate::sandbox::Sandbox;
+use crate::sandbox::spec::{Metadata, NamespaceMode};
+use crate::sandbox::state::Phase as SandboxPhase;
+
+pub(super) fn sandbox_state(phase: SandboxPhase) -> cri::PodSandboxState {
+    match phase {
+        SandboxPhase::Ready => cri::PodSandboxState::SandboxReady,
+        SandboxPhase::Starting
+        | SandboxPhase::Failed
+        | SandboxPhase::Stopping
+        | SandboxPhase::NotReady
+        | SandboxPhase::Removing => cri::PodSandboxState::SandboxNotready,
+    }
+}
+
+fn sandbox_metadata(metadata: &Metadata) -> cri::PodSandboxMetadata {
+    cri::PodSandboxMetadata {
+        name: metadata.name.clone(),
+        uid: metadata.uid.clone(),
+        namespace: metadata.namespace.clone(),
+        attempt: metadata.attempt,
+    }
+}
+
+pub(super) fn sandbox_item(sandbox: &Sandbox) -> cri::PodSandbox {
+    cri::PodSandbox {
+        id: sandbox.id.to_string(),
+        metadata: Some(sandbox_metadata(&sandbox.spec.metadata)),
+        state: sandbox_state(sandbox.phase).into(),
+        created_at: sandbox.created_at_ns,
+        labels: sandbox.spec.labels.clone().into_iter().collect(),
+        annotations: sandbox.spec.annotations.clone().into_iter().collect(),
+        runtime_handler: sandbox.spec.runtime_handler.clone(),
+    }
+}
+
+pub(super) fn sandbox_status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
+    let spec = &sandbox.spec;
+    let mut addresses = sandbox.addresses.iter().map(ToString::to_string);
+    let options = cri::NamespaceOption {
+        network: namespace_mode(&spec.network),
+        pid: namespace_mode(&spec.pid),
+        ipc: namespace_mode(&spec.ipc),
+        ..Default::default()
+    };
+    cri::PodSandboxStatus {
+        id: sandbox.id.to_string(),
+        metadata: Some(sandbox_metadata(&spec.metadata)),
+        state: sandbox_state(sandbox.phase).into(),
+        created_at: sandbox.created_at_ns,
+        network: Some(cri::PodSandboxNetworkStatus {
+            ip: addresses.next().unwrap_or_default(),
+            additional_ips: addresses.map(|ip| cri::PodIp { ip }).collect(),
+        }),
+        linux: Some(cri::LinuxPodSandboxStatus {
+            namespaces: Some(cri::Namespace { options: Some(options) }),
+        }),
+        labels: spec.labels.clone().into_iter().collect(),
+        annotations: spec.annotations.clone().into_iter().collect(),
+        runtime_handler: spec.runtime_handler.clone(),
+    }
+}
+
+fn namespace_mode(mode: &NamespaceMode) -> i32 {
+    match mode {
+        NamespaceMode::Pod => cri::NamespaceMode::Pod,
+        NamespaceMode::Container => cri::NamespaceMode::Container,
+        NamespaceMode::Node => cri::NamespaceMode::Node,
+        NamespaceMode::Target(_) => cri::NamespaceMode::Target,
+    }
+    .into()
+}
+
+pub(super) fn container_state(phase: &Phase) -> cri::ContainerState {
+    match phase {
+        Phase::Creating | Phase::Created { .. } => cri::ContainerState::ContainerCreated,
+        Phase::Running { .. } => cri::ContainerState::ContainerRunning,
+        Phase::Exited(_) | Phase::Removing => cri::ContainerState::ContainerExited,
+    }
+}
+
+fn container_metadata(container: &Container) -> cri::ContainerMetadata {
+    cri::ContainerMetadata { name: container.spec.name.clone(), attempt: container.spec.attempt }
+}
+
+fn image_spec(container: &Container) -> cri::ImageSpec {
+    let image = &container.spec.image;
+    cri::ImageSpec {
+        image: image.image.clone(),
+        user_specified_image: image.user_specified_image.clone(),
+        annotations: image.annotations.clone().into_iter().collect(),
+        ..Default::default()
+    }
+}
+
+pub(super) fn container_item(container: &Container) -> cri::Container {
+    cri::Container {
+        id: container.id.to_string(),
+        pod_sandbox_id: container.sandbox_id.to_string(),
+        metadata: Some(container_metadata(container)),
+        image: Some(image_spec(container)),
+        image_ref: container.image_id.clone(),
+        image_id: container.image_id.clone(),
+        state: container_state(&container.phase).into(),
+        created_at: container.created_at_ns,
+        labels: container.spec.labels.clone().into_iter().collect(),
+        annotations: container.spec.annotations.clone().into_iter().collect(),
+    }
+}
+
+pub(super) fn container_status(container: &Container) -> cri::ContainerStatus {
+    let spec = &container.spec;
+    let exit = match &container.phase {
+        Phase::Exited(exit) => Some(exit),
+        _ => None,
+    };
+    let groups = container.user.additional_gids.iter().map(|gid| i64::from(*gid)).collect();
+    cri::ContainerStatus {
+        id: container.id.to_string(),
+        metadata: Some(container_metadata(container)),
+        state: container_state(&container.phase).into(),
+        created_at: container.created_at_ns,
+        started_at: match &container.phase {
+            Phase::Running { started_at_ns, .. } => *started_at_ns,
+            _ => exit.map_or(0, |exit| exit.started_at_ns),
+        },
+        finished_at: exit.map_or(0, |exit| exit.finished_at_ns),
+        exit_code: exit.map_or(0, |exit| exit.code),
+        reason: exit.map(reason).unwrap_or_default().to_owned(),
+        message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
+        image: Some(image_spec(container)),
+        image_ref: container.image_id.clone(),
+        image_id: container.image_id.clone(),
+        labels: spec.labels.clone().into_iter().collect(),
+        annotations: spec.annotations.clone().into_iter().collect(),
+        mounts: spec.mounts.iter().map(mount).collect(),
+        log_path: container.log_path.as_deref().map(text).unwrap_or_default(),
+        resources: Some(cri::ContainerResources {
+            linux: Some(resources(&spec.resources)),
+            windows: None,
+        }),
+        user: Some(cri::ContainerUser {
+            linux: Some(cri::LinuxContainerUser {
+                uid: container.user.uid.into(),
+                gid: container.user.gid.into(),
+                supplemental_groups: groups,
+            }),
+        }),
+        stop_signal: signal::to_cri(container.stop_signal),
+    }
+}
+
+/// The words that Kubernetes shows to people.
+fn reason(exit: &Exit) -> &'static str {
+    match exit.reason {
+        Reason::Completed => "Completed",
+        Reason::Error => "Error",
+        Reason::OomKilled => "OOMKilled",
+        Reason::StartError => "StartError",
+        Reason::ShimLost => "ShimLost",
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn mount(mount: &Mount) -> cri::Mount {
+    cri::Mount {
+        container_path: mount.container_path.clone(),
+        host_path: text(&mount.host_path),
+        readonly: mount.readonly,
+        recursive_read_only: mount.recursive_read_only,
+        selinux_relabel: mount.selinux_relabel,
+        propagation: match mount.propagation {
+            Propagation::Private => cri::MountPropagation::PropagationPrivate,
+            Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
+            Propagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
+        }
+        .into(),
+        mount_options: mount.options.clone(),
+        ..Default::default()
+    }
+}
+
+fn resources(resources: &Resources) -> cri::LinuxContainerResources {
+    cri::LinuxContainerResources {
+        cpu_period: resources.cpu_period_us,
+        cpu_quota: resources.cpu_quota_us,
+        cpu_shares: resources.cpu_shares,
+        memory_limit_in_bytes: resources.memory_limit_bytes,
+        memory_swap_limit_in_bytes: resources.memory_swap_limit_bytes,
+        oom_score_adj: resources.oom_score_adj,
+        cpuset_cpus: resources.cpuset_cpus.clone(),
+        cpuset_mems: resources.cpuset_mems.clone(),
+        hugepage_limits: resources
+            .hugepage_limits
+            .iter()
+            .map(|(page_size, limit)| cri::HugepageLimit {
+                page_size: page_size.clone(),
+                limit: *limit,
+            })
+            .collect(),
+        unified: resources.unified.clone().into_iter().collect(),
+    }
+}
+
+pub(super) fn image(image: &image::Image) -> cri::Image {
+    let user = image.config.user.split(':').next().unwrap_or_default();
+    let uid = if user.is_empty() { Some(0) } else { user.parse::<u32>().ok().map(i64::from) };
+    cri::Image {
+        id: image.id.to_string(),
+        repo_tags: image.repo_tags.clone(),
+        repo_digests: image.repo_digests.clone(),
+        size: image.size,
+        uid: uid.map(|value| cri::Int64Value { value }),
+        username: if uid.is_some() { String::new() } else { user.to_owned() },
+        spec: None,
+        pinned: image.pinned,
+    }
+}

@@ -1,0 +1,16 @@
+//! RemovePodSandbox: idempotent; takes the pod's containers with it, running or not.
+
+use std::sync::Arc;
+
+use super::teardown;
+use crate::app::Ctx;
+use crate::error::Error;
+
+/// An unknown id is success.
+pub(crate) async fn remove(ctx: Arc<Ctx>, id: String) -> Result<(), Error> {
+    let found = ctx.world.snapshot().sandbox(&id).map(|sandbox| sandbox.id.clone());
+    match found {
+        Some(id) => teardown::remove(&ctx, &id).await,
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,176 @@
+//! RunPodSandbox: record, network, shim, pause, READY; or nothing at all.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::spec::{NamespaceMode, Spec};
+use super::state::Phase;
+use super::{Sandbox, files, oci_spec, teardown};
+use crate::app::Ctx;
+use crate::clock;
+use crate::error::Error;
+use crate::id::Id;
+use crate::store::disk;
+use crate::store::operations::Key;
+
+/// Size of the pod's /dev/shm; the same as Docker's and the peers'.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// Answers a repeat of the same request with the same sandbox, during and after the first.
+pub(crate) async fn run(ctx: Arc<Ctx>, spec: Spec) -> Result<Id, Error> {
+    ctx.config.runtime.handler(&spec.runtime_handler)?;
+    let key = Key::Sandbox(spec.metadata.clone());
+    let work = {
+        let (ctx, spec) = (ctx.clone(), spec.clone());
+        async move { run_once(ctx, spec).await }
+    };
+    let holder = ctx.operations.join(key, &spec, work);
+    holder.await.unwrap_or_else(|| {
+        Err(Error::AlreadyExists {
+            kind: "pod sandbox",
+            name: spec.metadata.to_string(),
+            holder: "a sandbox that is just being created".into(),
+            why: "its configuration differs",
+        })
+    })
+}
+
+async fn run_once(ctx: Arc<Ctx>, spec: Spec) -> Result<Id, Error> {
+    if let Some(known) = ctx.world.snapshot().sandbox_named(&spec.metadata) {
+        return match known.phase {
+            Phase::Ready if known.spec == spec => Ok(known.id.clone()),
+            phase => Err(taken(&known, phase)),
+        };
+    }
+    let id = Id::random().map_err(|source| Error::io("read randomness from", "/dev/urandom", source))?;
+    let sandbox = plan(&ctx, id.clone(), spec)?;
+    let dir = ctx.sandbox_dir(&id);
+    for part in [dir.join("shm"), dir.join("rootfs"), dir.join("containers")] {
+        disk::create_dir(&part)?;
+    }
+    ctx.save_sandbox(sandbox.clone())?;
+    match bring_up(&ctx, sandbox, &dir).await {
+        Ok(()) => Ok(id),
+        Err(cause) => Err(match teardown::remove(&ctx, &id).await {
+            Ok(()) => cause,
+            Err(leftovers) => Error::Leftovers {
+                cause: Box::new(cause),
+                leftovers: leftovers.to_string(),
+            },
+        }),
+    }
+}
+
+fn taken(known: &Sandbox, phase: Phase) -> Error {
+    Error::AlreadyExists {
+        kind: "pod sandbox",
+        name: known.spec.metadata.to_string(),
+        holder: format!("sandbox {}, which is {}", known.id, phase.word()),
+        why: match phase {
+            Phase::Ready => "its configuration differs",
+            _ => "remove it first, or use the next attempt",
+        },
+    }
+}
+
+/// What is known before anything exists.
+fn plan(ctx: &Ctx, id: Id, spec: Spec) -> Result<Sandbox, Error> {
+    let owns_cgroup_parent = spec.cgroup_parent.is_empty();
+    let hostname = match (&spec.network, spec.hostname.as_str()) {
+        (NamespaceMode::Node, _) => node_hostname()?,
+        // A pod's name may be longer than the kernel's UTS field.
+        (_, "") => spec.metadata.name.chars().take(63).collect(),
+        (_, hostname) => hostname.to_owned(),
+    };
+    Ok(Sandbox {
+        cgroup_parent: match owns_cgroup_parent {
+            true => format!("{}/pod-{id}", ctx.config.runtime.cgroup_parent),
+            false => spec.cgroup_parent.clone(),
+        },
+        id,
+        spec,
+        created_at_ns: clock::now_ns(),
+        phase: Phase::Starting,
+        owns_cgroup_parent,
+        addresses: Vec::new(),
+        pause_pid: 0,
+        hostname,
+    })
+}
+
+fn node_hostname() -> Result<String, Error> {
+    let path = "/proc/sys/kernel/hostname";
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| Error::io("read the node's host name from", path, source))?;
+    Ok(text.trim().to_owned())
+}
+
+async fn bring_up(ctx: &Arc<Ctx>, mut sandbox: Sandbox, dir: &Path) -> Result<(), Error> {
+    // The shim starts while the network is made: neither needs the other.
+    let (network, shim) =
+        tokio::join!(network(ctx, &sandbox), ctx.shims.spawn(sandbox.id.as_str(), dir));
+    let (netns, addresses) = network?;
+    let shim = shim?;
+    ctx.adopt_shim(&sandbox.id, shim.clone());
+    sandbox.addresses = addresses;
+    write_files(&sandbox, dir)?;
+    if let Some(log_directory) = &sandbox.spec.log_directory {
+        disk::create_dir_shared(log_directory)?;
+    }
+    disk::write_plain(&dir.join("config.json"), oci_spec::pause(&sandbox).to_string().as_bytes())?;
+    let shm_size = match sandbox.spec.ipc {
+        NamespaceMode::Node => 0,
+        _ => SHM_BYTES,
+    };
+    let request = runtime::CreateSandbox {
+        id: sandbox.id.to_string(),
+        bundle: dir.to_owned(),
+        shm_size,
+    };
+    sandbox.pause_pid = shim.create_sandbox(request, netns).await?.pause_pid;
+    sandbox.phase = Phase::Ready;
+    ctx.save_sandbox(sandbox)
+}
+
+async fn network(
+    ctx: &Ctx,
+    sandbox: &Sandbox,
+) -> Result<(Option<OwnedFd>, Vec<std::net::IpAddr>), Error> {
+    match sandbox.spec.network {
+        NamespaceMode::Node => Ok((None, Vec::new())),
+        _ => {
+            let attachment = ctx.network.attach(&sandbox.id, &sandbox.spec).await?;
+            Ok((Some(attachment.netns), attachment.addresses))
+        }
+    }
+}
+
+fn write_files(sandbox: &Sandbox, dir: &Path) -> Result<(), Error> {
+    let own_network = sandbox.spec.network != NamespaceMode::Node;
+    let resolv_conf = match &sandbox.spec.dns {
+        Some(dns) => files::resolv_conf(dns),
+        None => host_file("/etc/resolv.conf")?,
+    };
+    let hosts = match own_network {
+        true => files::hosts(&sandbox.addresses, &sandbox.hostname),
+        false => host_file("/etc/hosts")?,
+    };
+    for (name, text) in [
+        ("resolv.conf", resolv_conf),
+        ("hosts", hosts),
+        ("hostname", format!("{}\n", sandbox.hostname)),
+    ] {
+        disk::write_shared(&dir.join(name), text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// A node without the file has nothing to hand on.
+fn host_file(path: &str) -> Result<String, Error> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(source) => Err(Error::io("read", path, source)),
+    }
+}

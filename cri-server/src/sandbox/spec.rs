@@ -1,0 +1,90 @@
+//! What a pod sandbox is asked to be: the CRI configuration after parsing, as it is kept on
+//! record. A `Spec` that exists is valid.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Labels and annotations belong to the kubelet: kept and returned verbatim.
+pub(crate) type StringMap = BTreeMap<String, String>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    pub(crate) metadata: Metadata,
+    pub(crate) hostname: String,
+    /// Absolute; `None` means that container logs are not written to disk.
+    pub(crate) log_directory: Option<PathBuf>,
+    /// `None` means a copy of the host's resolv.conf.
+    pub(crate) dns: Option<Dns>,
+    pub(crate) port_mappings: Vec<PortMapping>,
+    pub(crate) labels: StringMap,
+    pub(crate) annotations: StringMap,
+    /// The name of a configured runtime handler; empty means the default one.
+    pub(crate) runtime_handler: String,
+    /// Empty means a parent of our own.
+    pub(crate) cgroup_parent: String,
+    pub(crate) sysctls: StringMap,
+    pub(crate) network: NamespaceMode,
+    pub(crate) pid: NamespaceMode,
+    pub(crate) ipc: NamespaceMode,
+    pub(crate) privileged: bool,
+}
+
+/// The identity of a sandbox: the kubelet repeats it to mean the same attempt.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct Metadata {
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) namespace: String,
+    pub(crate) attempt: u32,
+}
+
+impl Metadata {
+    /// `namespace/name`, as people say it.
+    pub(crate) fn pod(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+impl std::fmt::Display for Metadata {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{} (uid {}, attempt {})", self.namespace, self.name, self.uid, self.attempt)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Dns {
+    pub(crate) servers: Vec<String>,
+    pub(crate) searches: Vec<String>,
+    pub(crate) options: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PortMapping {
+    pub(crate) protocol: Protocol,
+    pub(crate) container_port: u16,
+    pub(crate) host_port: u16,
+    pub(crate) host_ip: Option<IpAddr>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// Whose namespace of one kind is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum NamespaceMode {
+    /// The pod's, shared by its containers.
+    Pod,
+    /// The container's own.
+    Container,
+    /// The node's.
+    Node,
+    /// That of the named container (ephemeral debug containers).
+    Target(String),
+}

@@ -1,0 +1,105 @@
+//! What a start finds on disk: records become the world again, half-done operations are finished
+//! or taken back. A bad record costs its own object only.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::disk;
+use super::world::Snapshot;
+use crate::app::Ctx;
+use crate::container::{self, Container};
+use crate::id::Id;
+use crate::sandbox::state::Phase;
+use crate::sandbox::{Sandbox, teardown};
+
+/// Reads every record below `pods`. Fast: nothing here asks a shim or the kernel.
+pub(crate) fn load(pods: &Path) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for dir in subdirectories(pods) {
+        let Some(sandbox) = record::<Sandbox>(&dir, "sandbox") else { continue };
+        for bundle in subdirectories(&dir.join("containers")) {
+            if let Some(container) = record::<Container>(&bundle, "container") {
+                snapshot.containers.insert(container.id.clone(), Arc::new(container));
+            }
+        }
+        snapshot.sandboxes.insert(sandbox.id.clone(), Arc::new(sandbox));
+    }
+    snapshot
+}
+
+fn subdirectories(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let paths = entries.flatten().map(|entry| entry.path());
+    let named = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).and_then(Id::parse).is_some()
+    };
+    paths.filter(named).collect()
+}
+
+/// A record that cannot be read is put aside for people to look at; its processes stay.
+fn record<T: serde::de::DeserializeOwned>(dir: &Path, kind: &str) -> Option<T> {
+    let path = dir.join("record");
+    match disk::read_record(&path, kind) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            tracing::error!(%error, "quarantined a record");
+            let aside = dir.join("record.quarantined");
+            if let Err(error) = fs::rename(&path, &aside) {
+                tracing::warn!(%error, path = %path.display(), "could not put the record aside");
+            }
+            None
+        }
+    }
+}
+
+/// Goes on where the last daemon stopped; returns at once, the work is done in the background.
+pub(crate) fn resume(ctx: &Arc<Ctx>) {
+    let snapshot = ctx.world.snapshot();
+    for sandbox in snapshot.sandboxes.values() {
+        match sandbox.phase {
+            Phase::NotReady => {}
+            Phase::Ready | Phase::Failed | Phase::Stopping | Phase::Starting | Phase::Removing => {
+                ctx.find_shim(&sandbox.id);
+            }
+        }
+        tokio::spawn(finish(ctx.clone(), sandbox.clone()));
+    }
+    for container in snapshot.containers.values() {
+        if matches!(
+            container.phase,
+            container::state::Phase::Creating | container::state::Phase::Removing
+        ) {
+            let (ctx, id) = (ctx.clone(), container.id.clone());
+            tokio::spawn(async move { report(container::remove::down(&ctx, &id).await, &id) });
+        }
+    }
+    let (ctx, live) = (ctx.clone(), live(&snapshot));
+    tokio::spawn(async move {
+        match ctx.network.collect(live).await {
+            Ok(freed) if freed.is_empty() => {}
+            Ok(freed) => tracing::info!(count = freed.len(), "gave back leaked addresses"),
+            Err(error) => tracing::error!(%error, "could not collect leaked network objects"),
+        }
+    });
+}
+
+fn live(snapshot: &Snapshot) -> Vec<String> {
+    snapshot.sandboxes.keys().map(ToString::to_string).collect()
+}
+
+async fn finish(ctx: Arc<Ctx>, sandbox: Arc<Sandbox>) {
+    let result = match sandbox.phase {
+        // Nobody was told of these: they go.
+        Phase::Starting | Phase::Removing => teardown::remove(&ctx, &sandbox.id).await,
+        Phase::Stopping => teardown::stop(&ctx, &sandbox.id).await,
+        Phase::Ready | Phase::Failed | Phase::NotReady => Ok(()),
+    };
+    report(result, &sandbox.id);
+}
+
+fn report(result: Result<(), crate::error::Error>, id: &Id) {
+    if let Err(error) = result {
+        tracing::error!(%id, %error, "could not finish what the last daemon began");
+    }
+}

@@ -1,0 +1,91 @@
+//! The world in memory: one immutable snapshot, swapped whole at every change, so that no reader
+//! waits for a writer, for a disk or for a container.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::container::Container;
+use crate::id::Id;
+use crate::sandbox::Sandbox;
+use crate::sandbox::spec::Metadata;
+
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) sandboxes: BTreeMap<Id, Arc<Sandbox>>,
+    pub(crate) containers: BTreeMap<Id, Arc<Container>>,
+}
+
+impl Snapshot {
+    /// Finds by id or, as people type them, by the start of one that fits a single sandbox.
+    pub(crate) fn sandbox(&self, id: &str) -> Option<&Arc<Sandbox>> {
+        unique(&self.sandboxes, id)
+    }
+
+    pub(crate) fn container(&self, id: &str) -> Option<&Arc<Container>> {
+        unique(&self.containers, id)
+    }
+
+    /// Whether shown or not: a name is taken from the first record to the last.
+    pub(crate) fn sandbox_named(&self, metadata: &Metadata) -> Option<Arc<Sandbox>> {
+        self.sandboxes.values().find(|sandbox| sandbox.spec.metadata == *metadata).cloned()
+    }
+
+    pub(crate) fn containers_of<'a>(
+        &'a self,
+        sandbox: &'a Id,
+    ) -> impl Iterator<Item = &'a Arc<Container>> {
+        self.containers.values().filter(move |container| container.sandbox_id == *sandbox)
+    }
+}
+
+fn unique<'a, T>(map: &'a BTreeMap<Id, Arc<T>>, id: &str) -> Option<&'a Arc<T>> {
+    if id.is_empty() {
+        return None;
+    }
+    if let Some(found) = Id::parse(id) {
+        return map.get(&found);
+    }
+    let mut fitting = map.iter().filter(|(known, _)| known.as_str().starts_with(id));
+    match (fitting.next(), fitting.next()) {
+        (Some((_, found)), None) => Some(found),
+        _ => None,
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    snapshot: ArcSwap<Snapshot>,
+    /// Writers take turns; held only for the change itself.
+    turn: Mutex<()>,
+    changes: watch::Sender<u64>,
+}
+
+impl World {
+    pub(crate) fn new(snapshot: Snapshot) -> Self {
+        let changes = watch::Sender::new(0);
+        Self { snapshot: ArcSwap::from_pointee(snapshot), turn: Mutex::default(), changes }
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Snapshot) -> R) -> R {
+        // A panic inside a change leaves the old snapshot in place, so the lock is still good.
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Snapshot::clone(&self.snapshot.load());
+        let result = change(&mut next);
+        self.snapshot.store(Arc::new(next));
+        drop(turn);
+        self.changes.send_modify(|version| *version += 1);
+        result
+    }
+
+    /// Wakes at every change from now on.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
