@@ -19,8 +19,6 @@ use crate::plan;
 
 /// Name of the link in the pod, as everything in Kubernetes expects it.
 const POD_LINK: &str = "eth0";
-/// Index of that link in a namespace of our making: the loopback link is the first.
-const POD_LINK_INDEX: u32 = 2;
 /// Names tried for a host link. A name is taken for as long as the kernel needs to remove the link of
 /// an earlier sandbox of the same identifier, or if 32 bits of two hashes are equal.
 const NAME_ATTEMPTS: u32 = 4;
@@ -99,9 +97,7 @@ impl Network {
         netns: &mut Netns,
     ) -> Result<(Lease, u32), Error> {
         let (lease, host) = self.create_pair(state, lease, netns)?;
-        let name = &lease.host_link;
-        // A port of a bridge needs no address of its own, and must not look for one.
-        netns::write_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+        // Its index is not always the first free one: some kernels put tunnels into every namespace.
         let index = match link::find(&mut netns.route, POD_LINK)? {
             Some(link) => link.index,
             None => return Err(Error::kernel("find link", POD_LINK, rustix::io::Errno::NODEV)),
@@ -128,15 +124,14 @@ impl Network {
             let pair = link::create_veth(&Veth {
                 host: &lease.host_link,
                 peer: POD_LINK,
-                peer_index: Some(POD_LINK_INDEX),
                 mac: plan::pod_mac(&lease.addresses),
                 mtu: host.mtu,
                 bridge: host.bridge,
                 netns: netns.as_fd(),
             });
             let alias = self.names.link_alias(&lease.sandbox_id);
-            let error = match state.route.batch(&[pair, link::mark_port(&lease.host_link, &alias)])
-            {
+            let port = link::set_up_port(&lease.host_link, &alias, host.ipv6);
+            let error = match state.route.batch(&[pair, port]) {
                 Ok(()) => return Ok((lease, host)),
                 Err(error) => error,
             };
@@ -157,9 +152,19 @@ impl Network {
     /// Puts the pod into the table; puts the table back first if somebody flushed it.
     fn publish(&self, state: &mut State, lease: &Lease) -> Result<(), Error> {
         match state.nft.add(&pod(lease)) {
-            Err(error) if error.errno() == Some(libc::ENOENT) => self.rebuild_table(state),
-            result => result,
+            Err(error) if error.errno() == Some(libc::ENOENT) => self.rebuild_table(state)?,
+            result => result?,
         }
+        let ports = lease.udp_ports();
+        if ports.is_empty() {
+            return Ok(());
+        }
+        // Flows that began before the port led here: to the host itself, or to a pod before.
+        let hosts = addr::list(&mut state.route, None)?;
+        state.conntrack.forget_udp(&ports, |flow| {
+            hosts.iter().any(|host| host.ip() == flow.destination)
+                && !lease.addresses.iter().any(|own| own.ip() == flow.answered_by)
+        })
     }
 
     /// Sees to it that the bridge and the table are there, once.
@@ -177,7 +182,8 @@ impl Network {
         };
         let bridge = self.prepare_bridge(state, mtu)?;
         self.rebuild_table(state)?;
-        let host = Host { bridge, mtu };
+        let ipv6 = facts::kernel_has_ipv6();
+        let host = Host { bridge, mtu, ipv6 };
         state.host = Some(host);
         Ok(host)
     }
@@ -228,7 +234,7 @@ impl Network {
         } else {
             netns::write_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
         }
-        let present = addr::list(&mut state.route, bridge.index)?;
+        let present = addr::list(&mut state.route, Some(bridge.index))?;
         let mut requests: Vec<_> = state
             .ranges
             .iter()
@@ -254,7 +260,6 @@ fn choose(state: &State) -> Result<(Vec<IpNetwork>, Vec<IpAddr>), Error> {
     if state.ranges.is_empty() {
         return Err(Error::NoRange);
     }
-    let taken = state.leases.taken();
     let (mut addresses, mut gateways) = (Vec::new(), Vec::new());
     for ipv6 in [false, true] {
         let ranges: Vec<&Range> =
@@ -262,7 +267,8 @@ fn choose(state: &State) -> Result<(Vec<IpNetwork>, Vec<IpAddr>), Error> {
         if ranges.is_empty() {
             continue;
         }
-        let Some(address) = ipam::choose(&ranges, &taken, state.leases.cursor(ipv6)) else {
+        let Some(address) = ipam::choose(&ranges, state.leases.taken(), state.leases.cursor(ipv6))
+        else {
             let names: Vec<_> = ranges.iter().map(|range| range.network().to_string()).collect();
             return Err(Error::Exhausted {
                 ranges: names.join(", "),

@@ -1,5 +1,7 @@
 //! What this node is like: read once, so that decisions need not.
 
+use std::path::Path;
+
 use crate::error::Error;
 use crate::netlink::{Route, link, route};
 
@@ -19,4 +21,9 @@ pub(crate) fn uplink_mtu(socket: &mut Route) -> Result<u32, Error> {
         .map(|link| link.mtu)
         .min()
         .unwrap_or(DEFAULT_MTU))
+}
+
+/// Whether this kernel runs IPv6 at all (it does not with `ipv6.disable=1`).
+pub(crate) fn kernel_has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }

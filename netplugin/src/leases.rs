@@ -5,7 +5,7 @@
 //! file and renamed. It need not survive the machine: every pod dies with it, and a lease carries the
 //! boot it belongs to, so one of an earlier boot is dropped when the directory is opened. That is why
 //! nothing here waits for the disk. A file that cannot be read is put aside as `*.bad`; its address
-//! is kept from use by the ring in `ipam` and, while the pod lives, by its file name.
+//! is not leased again before the ring in `ipam` has come round.
 //!
 //! The directory is locked as long as it is open: two processes that lease from it take turns.
 
@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::ports::PortMapping;
+use crate::ports::{PortMapping, Protocol};
 
 /// Version of the lease files; a reader refuses newer ones.
 const VERSION: u32 = 1;
@@ -50,6 +51,14 @@ pub(crate) struct Lease {
     pub(crate) ports: Vec<PortMapping>,
 }
 
+impl Lease {
+    /// The host ports of connections without a connection.
+    pub(crate) fn udp_ports(&self) -> HashSet<u16> {
+        let udp = |port: &&PortMapping| port.protocol == Protocol::Udp;
+        self.ports.iter().filter(udp).map(|port| port.host_port).collect()
+    }
+}
+
 /// What is remembered besides the leases; losing it does no harm.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -65,7 +74,9 @@ pub(crate) struct Leases {
     dir: PathBuf,
     boot_id: String,
     by_sandbox: BTreeMap<String, Lease>,
+    taken: HashSet<IpAddr>,
     memory: Memory,
+    memory_file: File,
     /// Held for its lock.
     _lock: File,
 }
@@ -89,12 +100,14 @@ impl Leases {
             .map_err(|source| Error::file("read", BOOT_ID, source))?
             .trim()
             .to_owned();
-        let memory = read(&dir.join("memory")).unwrap_or_default().unwrap_or_default();
+        let (memory_file, memory) = Memory::open(&dir.join("memory"))?;
         let mut leases = Leases {
             dir: dir.to_owned(),
             boot_id,
             by_sandbox: BTreeMap::new(),
+            taken: HashSet::new(),
             memory,
+            memory_file,
             _lock: lock,
         };
         leases.load()?;
@@ -110,8 +123,8 @@ impl Leases {
     }
 
     /// Every leased address.
-    pub(crate) fn taken(&self) -> HashSet<IpAddr> {
-        self.iter().flat_map(|lease| &lease.addresses).map(IpNetwork::ip).collect()
+    pub(crate) fn taken(&self) -> &HashSet<IpAddr> {
+        &self.taken
     }
 
     /// The address leased last in the family of IPv6, or of IPv4.
@@ -125,7 +138,7 @@ impl Leases {
 
     pub(crate) fn set_pod_cidr(&mut self, cidr: Vec<IpNetwork>) -> Result<(), Error> {
         self.memory.pod_cidr = cidr;
-        self.write("memory", &self.memory)
+        self.remember()
     }
 
     /// Writes a lease down.
@@ -141,9 +154,9 @@ impl Leases {
             ports: new.ports,
         };
         self.memory.cursor = lease.addresses.iter().map(IpNetwork::ip).collect();
-        self.write("memory", &self.memory)?;
+        self.remember()?;
         self.write(&file_name(&lease.sandbox_id), &lease)?;
-        self.by_sandbox.insert(lease.sandbox_id.clone(), lease.clone());
+        self.insert(lease.clone());
         Ok(lease)
     }
 
@@ -162,7 +175,9 @@ impl Leases {
             return Ok(());
         }
         remove_file(&self.dir.join(file_name(sandbox_id)))?;
-        self.by_sandbox.remove(sandbox_id);
+        for address in self.by_sandbox.remove(sandbox_id).iter().flat_map(|gone| &gone.addresses) {
+            self.taken.remove(&address.ip());
+        }
         Ok(())
     }
 
@@ -198,7 +213,7 @@ impl Leases {
             )),
             Ok(Some(lease)) if lease.boot_id != self.boot_id => remove_file(path),
             Ok(Some(lease)) => {
-                self.by_sandbox.insert(lease.sandbox_id.clone(), lease);
+                self.insert(lease);
                 Ok(())
             }
             Ok(None) => Ok(()),
@@ -209,6 +224,23 @@ impl Leases {
         }
     }
 
+    fn insert(&mut self, lease: Lease) {
+        self.taken.extend(lease.addresses.iter().map(IpNetwork::ip));
+        self.by_sandbox.insert(lease.sandbox_id.clone(), lease);
+    }
+
+    /// Writes the memory in place, padded to one page of the cache: a process that is killed has
+    /// written all of it or nothing.
+    fn remember(&self) -> Result<(), Error> {
+        const PAGE: usize = 4096;
+        let write = || {
+            let mut text = serde_json::to_vec(&self.memory)?;
+            text.resize(text.len().max(PAGE), b' ');
+            self.memory_file.write_all_at(&text, 0)
+        };
+        write().map_err(|source| Error::file("write", self.dir.join("memory"), source))
+    }
+
     fn write(&self, name: &str, value: &impl Serialize) -> Result<(), Error> {
         let path = self.dir.join(name);
         let temporary = self.dir.join(format!("{name}.tmp"));
@@ -217,6 +249,20 @@ impl Leases {
             .and_then(|text| File::create(&temporary)?.write_all(&text))
             .and_then(|()| fs::rename(&temporary, &path))
             .map_err(|source| Error::file("write", path, source))
+    }
+}
+
+impl Memory {
+    fn open(path: &Path) -> Result<(File, Memory), Error> {
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(|source| Error::file("open", path, source))?;
+        let memory = read(path).ok().flatten().unwrap_or_default();
+        Ok((file, memory))
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod apply;
 mod config;
+mod conntrack;
 mod error;
 mod facts;
 mod ipam;

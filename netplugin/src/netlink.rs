@@ -2,6 +2,7 @@
 
 pub(crate) mod addr;
 pub(crate) mod link;
+pub(crate) mod netfilter;
 pub(crate) mod route;
 pub(crate) mod socket;
 

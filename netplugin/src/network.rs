@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ipnetwork::IpNetwork;
 
 use crate::config::Config;
+use crate::conntrack::Conntrack;
 use crate::error::Error;
 use crate::ipam::{self, Range};
 use crate::leases::{Leases, is_id};
@@ -66,6 +67,7 @@ pub(crate) struct State {
     pub(crate) leases: Leases,
     pub(crate) route: Route,
     pub(crate) nft: Nft,
+    pub(crate) conntrack: Conntrack,
     /// `None` until the bridge and the table have been seen to be as they should.
     pub(crate) host: Option<Host>,
 }
@@ -75,6 +77,8 @@ pub(crate) struct State {
 pub(crate) struct Host {
     pub(crate) bridge: u32,
     pub(crate) mtu: u32,
+    /// Whether the kernel has IPv6, to be switched off on links of the host.
+    pub(crate) ipv6: bool,
 }
 
 impl Network {
@@ -90,7 +94,8 @@ impl Network {
         let route = Route::open()?;
         let nft = Nft::open(&config.table)?;
         let names = Names::new(&config.bridge, &config.table);
-        let state = Mutex::new(State { ranges, leases, route, nft, host: None });
+        let conntrack = Conntrack::open()?;
+        let state = Mutex::new(State { ranges, leases, route, nft, conntrack, host: None });
         Ok(Network { config, names, state })
     }
 

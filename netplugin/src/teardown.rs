@@ -106,10 +106,15 @@ impl Network {
     }
 
     fn release(&self, state: &mut State, sandbox_id: &str) -> Result<(), Vec<Error>> {
-        let State { leases, nft, .. } = state;
+        let State { leases, nft, conntrack, .. } = state;
         let Some(lease) = leases.get(sandbox_id) else { return Ok(()) };
         // The lease goes last: as long as it stands, this can be repeated.
         nft.remove(&pod(lease)).map_err(|error| vec![error])?;
+        conntrack
+            .forget_udp(&lease.udp_ports(), |flow| {
+                lease.addresses.iter().any(|own| own.ip() == flow.answered_by)
+            })
+            .map_err(|error| vec![error])?;
         leases.remove(sandbox_id).map_err(|error| vec![error])
     }
 }

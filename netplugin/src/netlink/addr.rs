@@ -36,14 +36,16 @@ pub(crate) fn add(index: u32, address: IpNetwork) -> Request {
     }
 }
 
-/// All addresses of one link.
-pub(crate) fn list(route: &mut Route, index: u32) -> Result<Vec<IpNetwork>, Error> {
+/// All addresses of one link, or of all links.
+pub(crate) fn list(route: &mut Route, index: Option<u32>) -> Result<Vec<IpNetwork>, Error> {
     let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     let answers = route.dump("list addresses", question)?;
     Ok(answers
         .into_iter()
         .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
+            RouteNetlinkMessage::NewAddress(message)
+                if index.is_none_or(|index| message.header.index == index) =>
+            {
                 Some(message)
             }
             _ => None,

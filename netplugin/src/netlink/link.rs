@@ -5,7 +5,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
+    LinkInfo, LinkMessage,
 };
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
@@ -21,8 +22,6 @@ pub(crate) struct Veth<'a> {
     pub(crate) host: &'a str,
     /// Name of the end in the pod.
     pub(crate) peer: &'a str,
-    /// Index of the end in the pod; `None` lets the kernel choose.
-    pub(crate) peer_index: Option<u32>,
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u32,
     /// Index of the bridge.
@@ -45,14 +44,11 @@ pub(crate) struct Link {
 /// Creates the pair, the host end up and on the bridge. The pod end cannot be set up in the same
 /// message: the kernel refuses that while its peer does not exist.
 pub(crate) fn create_veth(veth: &Veth<'_>) -> Request {
-    let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(veth.peer)
         .mtu(veth.mtu)
         .address(veth.mac.to_vec())
         .setns_by_fd(veth.netns.as_raw_fd());
-    if let Some(index) = veth.peer_index {
-        peer = peer.index(index);
-    }
     let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(veth.host)
         .mtu(veth.mtu)
@@ -76,8 +72,16 @@ fn single_queue<T>(link: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
 
 /// Marks a bridge port as ours and lets it send frames back where they came from: a pod that reaches
 /// itself through a service address needs that where bridged packets pass the IP hooks.
-pub(crate) fn mark_port(name: &str, alias: &str) -> Request {
-    let port = LinkBridgePort::new(0).name(name).alias(alias).hairpin(true);
+///
+/// A port needs no IPv6 address of its own; looking for one would flood every other port. It must be
+/// told before its peer is up, and only by a kernel that has IPv6.
+pub(crate) fn set_up_port(name: &str, alias: &str, ipv6: bool) -> Request {
+    let mut port = LinkBridgePort::new(0).name(name).alias(alias).hairpin(true);
+    if ipv6 {
+        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let inet6 = AfSpecUnspec::Inet6(vec![mode]);
+        port = port.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![inet6]));
+    }
     change("set up bridge port", name, port.build())
 }
 

@@ -1,12 +1,12 @@
 //! Writes nf_tables messages. Pure: bytes out, no socket.
 
 use super::abi;
+use crate::netlink::netfilter::{Header, Writer};
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
-const NLA_F_NESTED: u16 = 0x8000;
 
 /// Elements in one message: an attribute ends at 64 KiB and an element has at most about 100 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 400;
@@ -175,63 +175,6 @@ impl Batch {
             resource: abi::SUBSYSTEM,
         };
         header.write(&mut self.bytes, |_| {});
-    }
-}
-
-/// The header of a netfilter message.
-pub(super) struct Header {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
-    pub(super) family: u8,
-    pub(super) resource: u16,
-}
-
-impl Header {
-    pub(super) fn write(&self, bytes: &mut Vec<u8>, body: impl FnOnce(&mut Writer<'_>)) {
-        let start = bytes.len();
-        bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(&self.kind.to_ne_bytes());
-        bytes.extend_from_slice(&self.flags.to_ne_bytes());
-        bytes.extend_from_slice(&self.sequence.to_ne_bytes());
-        bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(&[self.family, 0]);
-        bytes.extend_from_slice(&self.resource.to_be_bytes());
-        body(&mut Writer(bytes));
-        let length = (bytes.len() - start) as u32;
-        bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
-    }
-}
-
-/// Appends attributes.
-pub(super) struct Writer<'a>(&'a mut Vec<u8>);
-
-impl Writer<'_> {
-    pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) {
-        self.0.extend_from_slice(&((value.len() + 4) as u16).to_ne_bytes());
-        self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
-
-    /// A number, in network order as nf_tables has them all.
-    pub(super) fn number(&mut self, kind: u16, value: u32) {
-        self.bytes(kind, &value.to_be_bytes());
-    }
-
-    /// Text with the zero byte the kernel expects.
-    pub(super) fn text(&mut self, kind: u16, value: &str) {
-        let mut bytes = value.as_bytes().to_vec();
-        bytes.push(0);
-        self.bytes(kind, &bytes);
-    }
-
-    pub(super) fn nest(&mut self, kind: u16, body: impl FnOnce(&mut Writer<'_>)) {
-        let start = self.0.len();
-        self.bytes(kind | NLA_F_NESTED, &[]);
-        body(&mut Writer(self.0));
-        let length = (self.0.len() - start) as u16;
-        self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 }
 

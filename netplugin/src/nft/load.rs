@@ -1,9 +1,10 @@
 //! Brings transactions to the kernel, and notices when the table is no longer there.
 
 use super::abi;
-use super::encode::{Batch, Header};
+use super::encode::Batch;
 use super::ruleset::{self, Pod, Settings};
 use crate::error::Error;
+use crate::netlink::netfilter::Header;
 use crate::netlink::socket::{Channel, Family};
 
 /// The daemon's table in the kernel.

@@ -157,13 +157,18 @@ pub(crate) fn link_names() -> Vec<String> {
 
 /// Waits until a condition holds.
 pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    eventually_within(PATIENCE, what, condition);
+}
+
+pub(crate) fn eventually_within(patience: Duration, what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + patience;
     while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not happen within {PATIENCE:?}");
+        assert!(Instant::now() < deadline, "{what} did not happen within {patience:?}");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn path_of(netns: &impl AsFd) -> String {
+/// A path that leads any process of this machine to a namespace.
+pub(crate) fn path_of(netns: &impl AsFd) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd())
 }

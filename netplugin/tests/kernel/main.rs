@@ -4,4 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 mod attach;
+mod dual_stack;
+mod faults;
 mod host;
+mod measure;
+mod ports;

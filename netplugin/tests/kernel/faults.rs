@@ -1,0 +1,97 @@
+//! What others do to us: names taken, tables flushed, bridges deleted, neighbours on one machine.
+
+use netplugin::{Config, Network};
+
+use crate::host::{address, ask_tcp, json, link_names, on_a_host, request, run, serve_tcp};
+
+#[test]
+fn a_flushed_table_is_put_back_with_all_its_pods() {
+    on_a_host(|host| {
+        let world = host.neighbour("192.168.7.1/24", "192.168.7.2/24");
+        let network = host.network(&["10.9.0.0/24"]);
+        let one = network.attach(&request("one")).unwrap();
+        run("nft flush ruleset");
+        let _two = network.attach(&request("two")).unwrap();
+        assert_eq!(
+            json("nft -j list set inet test pods4")["nftables"][1]["set"]["elem"]
+                .as_array()
+                .unwrap()
+                .len(),
+            2
+        );
+        serve_tcp(&world, "0.0.0.0:80");
+        assert_eq!(ask_tcp(&one.netns, "192.168.7.2:80").unwrap(), "192.168.7.1");
+        run("nft flush ruleset");
+        network.detach("one").unwrap();
+        network.detach("two").unwrap();
+    });
+}
+
+#[test]
+fn a_deleted_bridge_is_made_again_for_the_next_pod() {
+    on_a_host(|host| {
+        let network = host.network(&["10.9.0.0/24"]);
+        let _one = network.attach(&request("one")).unwrap();
+        run("ip link del br-test");
+        let two = network.attach(&request("two")).unwrap();
+        let three = network.attach(&request("three")).unwrap();
+        serve_tcp(&two.netns, "0.0.0.0:80");
+        ask_tcp(&three.netns, &format!("{}:80", address(&two, "0.0.0.0"))).unwrap();
+    });
+}
+
+#[test]
+fn a_bridge_name_taken_by_another_link_is_refused() {
+    on_a_host(|host| {
+        run("ip link add br-test type veth peer name other");
+        let before = link_names();
+        let network = host.network(&["10.9.0.0/24"]);
+        let reason = "link br-test cannot be the pod bridge: it is a veth link; \
+                      set network.bridge to another name";
+        assert_eq!(network.ready().unwrap_err(), reason);
+        assert_eq!(network.attach(&request("pod")).unwrap_err().to_string(), reason);
+        assert_eq!(link_names(), before);
+        assert_eq!(run("nft list ruleset"), "");
+        run("ip link del br-test");
+        network.attach(&request("pod")).unwrap();
+    });
+}
+
+#[test]
+fn daemons_on_one_machine_leave_each_other_alone() {
+    on_a_host(|host| {
+        let config = |n: u8| Config {
+            bridge: format!("br{n}"),
+            table: format!("table{n}"),
+            leases_dir: host.dir.path().join(format!("{n}")),
+            ..host.config(&[&format!("10.{n}.0.0/24")])
+        };
+        let networks: Vec<_> = (1..4).map(|n| Network::open(config(n)).unwrap()).collect();
+        let pods: Vec<_> =
+            networks.iter().map(|n| n.attach(&request("same-id")).unwrap()).collect();
+        assert_eq!(networks[0].gc(&[]).unwrap(), ["same-id"]);
+        let links = link_names();
+        assert!(!links.contains(&pods[0].host_link));
+        assert!(links.contains(&pods[1].host_link) && links.contains(&pods[2].host_link));
+        drop(networks);
+        Network::reset(&config(2)).unwrap();
+        let links = link_names();
+        assert!(!links.contains(&"br2".to_owned()) && links.contains(&"br3".to_owned()));
+        assert!(run("nft list tables").contains("table3"));
+        let theirs = Network::open(Config { bridge: "br3".into(), ..config(1) }).unwrap();
+        let error = theirs.attach(&request("pod")).unwrap_err().to_string();
+        assert!(error.contains("belongs to another daemon"), "{error}");
+    });
+}
+
+#[test]
+fn the_same_sandbox_can_come_back_before_its_old_link_is_gone() {
+    on_a_host(|host| {
+        let network = host.network(&["10.9.0.0/24"]);
+        let old = network.attach(&request("pod")).unwrap();
+        network.detach("pod").unwrap();
+        let new = network.attach(&request("pod")).unwrap();
+        assert_ne!(old.host_link, new.host_link);
+        assert_ne!(old.addresses, new.addresses);
+    });
+}
