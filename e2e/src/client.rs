@@ -33,10 +33,7 @@ pub struct Cri {
 
 impl Cri {
     pub fn new(socket: &Path) -> Self {
-        let socket = socket.to_owned();
-        let channel = Endpoint::from_static("http://localhost").timeout(CALL_LIMIT);
-        let channel = channel
-            .connect_with_connector_lazy(tower::service_fn(move |_: Uri| connect(socket.clone())));
+        let channel = channel(socket);
         Self {
             runtime: RuntimeServiceClient::new(channel.clone())
                 .max_decoding_message_size(MESSAGE_BYTES_MAX),
@@ -64,6 +61,13 @@ impl Cri {
         let answer = self.admin.clone().import_images(tokio_stream::iter(chunks)).await?;
         Ok(answer.into_inner().images)
     }
+}
+
+/// The connection alone, for requests that no typed client can make.
+pub fn channel(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    let endpoint = Endpoint::from_static("http://localhost").timeout(CALL_LIMIT);
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| connect(socket.clone())))
 }
 
 async fn connect(socket: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {

@@ -143,13 +143,7 @@ impl Scope {
 
     /// Parents before children.
     fn cgroups(&self) -> Vec<PathBuf> {
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mut found = Vec::new();
-        for line in table.lines().filter(|it| it.contains(" - cgroup")) {
-            let mount = line.split(' ').nth(4).unwrap();
-            walk(Path::new(&format!("{mount}{}", self.cgroup)), true, &mut found);
-        }
-        found
+        cgroup_dirs(&self.cgroup)
     }
 
     /// The bridge, and what hangs on it.
@@ -215,6 +209,63 @@ impl Snapshot {
     pub fn of(&self, kind: &str) -> BTreeSet<String> {
         self.0.get(kind).cloned().unwrap_or_else(|| panic!("no kind {kind:?}"))
     }
+}
+
+/// The directories of a cgroup and its children in every mounted hierarchy, parents first.
+pub fn cgroup_dirs(cgroup: &str) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mut found = Vec::new();
+    for line in table.lines().filter(|it| it.contains(" - cgroup")) {
+        let mount = line.split(' ').nth(4).unwrap();
+        walk(Path::new(&format!("{mount}{cgroup}")), true, &mut found);
+    }
+    found
+}
+
+/// What a cgroup of `pid` says in `v2_file` where the controller is on the unified hierarchy, in
+/// `v1_file` where it is on one of its own.
+pub fn cgroup_value(pid: i32, controller: &str, v1_file: &str, v2_file: &str) -> String {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = |wanted: &dyn Fn(&str, &str) -> bool| {
+        table.lines().find_map(|line| {
+            let (front, back) = line.split_once(" - ")?;
+            let mut back = back.split(' ');
+            let (kind, options) = (back.next()?, back.nth(1)?);
+            wanted(kind, options).then(|| front.split(' ').nth(4).map(str::to_owned))?
+        })
+    };
+    let has = |options: &str| options.split(',').any(|it| it == controller);
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let path = |wanted: &dyn Fn(&str) -> bool| {
+        cgroups.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            wanted(parts.next()?).then(|| parts.next().map(str::to_owned))?
+        })
+    };
+    let (mount, path, file) = match mount(&|kind, options| kind == "cgroup" && has(options)) {
+        Some(mount) => (mount, path(&has), v1_file),
+        None => (mount(&|kind, _| kind == "cgroup2").unwrap(), path(&str::is_empty), v2_file),
+    };
+    let file = format!("{mount}{}/{file}", path.expect("the process is in a cgroup"));
+    fs::read_to_string(&file).unwrap_or_else(|it| panic!("{file}: {it}")).trim().to_owned()
+}
+
+/// TCP ports a process listens on.
+pub fn listening_ports(pid: i32) -> BTreeSet<u16> {
+    let sockets: BTreeSet<_> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .flatten()
+        .filter_map(|it| fs::read_link(it.path()).ok())
+        .filter_map(|it| {
+            Some(it.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned())
+        })
+        .collect();
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let columns = table.lines().skip(1).map(|it| it.split_whitespace().collect::<Vec<_>>());
+    columns
+        .filter(|it| it[3] == "0A" && sockets.contains(it[9])) // LISTEN, inode
+        .map(|it| u16::from_str_radix(it[1].rsplit(':').next().unwrap(), 16).unwrap())
+        .collect()
 }
 
 /// Processes whose parent is `pid`, the dead ones that nobody has waited for included.

@@ -96,17 +96,22 @@ impl Node {
     /// Removes every pod, then all must be as it was after the start; then the daemon ends, and
     /// its processes, mounts and descriptors with it.
     pub async fn finish(mut self) {
+        self.remove_pods().await;
+        self.assert_clean();
+        let status = self.stop();
+        assert!(status.success(), "SIGTERM ends the daemon: {status}");
+        let after = self.scope.snapshot(None);
+        assert_eq!(after.of("process"), [].into(), "processes after the daemon's end");
+    }
+
+    /// Removes every pod there is.
+    pub async fn remove_pods(&mut self) {
         let pods = cri::ListPodSandboxRequest { filter: None };
         let pods = self.cri.runtime.list_pod_sandbox(pods).await.expect("ListPodSandbox");
         for pod in pods.into_inner().items {
             let request = cri::RemovePodSandboxRequest { pod_sandbox_id: pod.id };
             self.cri.runtime.remove_pod_sandbox(request).await.expect("RemovePodSandbox");
         }
-        self.assert_clean();
-        let status = self.stop();
-        assert!(status.success(), "SIGTERM ends the daemon: {status}");
-        let after = self.scope.snapshot(None);
-        assert_eq!(after.of("process"), [].into(), "processes after the daemon's end");
     }
 
     /// All must be as after the start.
@@ -199,6 +204,7 @@ impl Node {
             .arg(self.state_dir())
             .args(["--listen", &self.endpoint()])
             .args(["--metrics-listen", "127.0.0.1:0"])
+            .env("PATH", "/nonexistent") // nothing but the kernel is needed at run time
             .stdin(Stdio::null());
         command
     }

@@ -1,0 +1,22 @@
+//! The built binaries, driven over their socket as a kubelet does, on a real kernel with real
+//! payloads. One binary, so that everything is linked once.
+//!
+//! Do not add a test here for what a pure function decides: that belongs beside the function. A
+//! test here says something about the whole: that an asked-for pod is a process with those limits,
+//! that a file is where the kubelet looks, that nothing is left behind.
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
+mod bad_input;
+mod command_line;
+mod container_lifecycle;
+mod exec;
+mod images;
+mod isolation;
+mod logs;
+mod networking;
+mod process_settings;
+mod pulling;
+mod recovery;
+mod refused;
+mod sandbox_lifecycle;
+mod smoke;

@@ -1,0 +1,195 @@
+//! The daemon may go at any moment; no container, log line or exit code notices.
+
+use std::fs;
+use std::time::Duration;
+
+use e2e::{ContainerSpec, Node, container, image, pod, wait};
+use k8s_cri::v1 as cri;
+use k8s_cri::v1::ContainerState::{ContainerExited, ContainerRunning};
+use k8s_cri::v1::PodSandboxState::{SandboxNotready, SandboxReady};
+
+#[tokio::test]
+async fn kill_9_and_a_start_change_nothing_for_a_running_pod() {
+    let mut node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("steady").label("k", "v")).await;
+    let counter = container("counter", image::BUSYBOX)
+        .shell("i=0; while :; do echo $i; i=$((i+1)); usleep 2000; done");
+    let container = pod.start(&counter).await;
+    container.wait_for_log("20");
+    let pid = node.pid_of(&container).await;
+    let (status, sandbox, address) =
+        (container.status().await, pod.status().await, pod.address().await);
+
+    node.kill9();
+    let at_death = container.log_lines().len();
+    wait::until("the log grows without a daemon", e2e::pod::SOON, || {
+        (container.log_lines().len() > at_death + 20).then_some(())
+    });
+    node.spawn().await;
+
+    assert_eq!(node.pid_of(&container).await, pid);
+    assert_eq!(container.status().await, status);
+    assert_eq!(pod.status().await, sandbox);
+    assert_eq!(pod.address().await, address);
+    assert_eq!(container.shell("echo still here").await, "still here");
+    container.stop(0).await;
+    let numbers: Vec<usize> =
+        container.log_lines().iter().map(|it| it.text.parse().unwrap()).collect();
+    assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "no line lost, none twice");
+
+    assert_eq!(pod.start(&counter.attempt(1)).await.state().await, ContainerRunning);
+    pod.stop().await;
+    pod.remove().await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn sigterm_leaves_containers_running() {
+    let mut node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("steady")).await;
+    let container = pod.start(&sleeper("main")).await;
+    let pid = node.pid_of(&container).await;
+    assert!(node.stop().success());
+    assert!(fs::exists(format!("/proc/{pid}")).unwrap());
+    node.spawn().await;
+    assert_eq!((node.pid_of(&container).await, container.state().await), (pid, ContainerRunning));
+    assert_eq!(pod.status().await.state(), SandboxReady);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_exit_while_no_daemon_ran_is_known_afterwards() {
+    let mut node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("exits")).await;
+    let go = node.scratch().join("go");
+    let script =
+        format!("while ! test -e {}; do sleep 0.05; done; echo bye; exit 42", "/scratch/go");
+    let spec = container("main", image::BUSYBOX).shell(&script).mount(
+        &node.scratch().display().to_string(),
+        "/scratch",
+        true,
+    );
+    let container = pod.start(&spec).await;
+    let pid = node.pid_of(&container).await;
+    node.kill9();
+    fs::write(go, "").unwrap();
+    wait::until("the process is gone", e2e::pod::SOON, || {
+        (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(())
+    });
+    node.spawn().await;
+    let status = container.exited().await;
+    assert_eq!((status.exit_code, &*status.reason), (42, "Error"));
+    assert!(status.finished_at > status.started_at && status.started_at > 0);
+    container.wait_for_log("bye");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn names_and_states_are_the_same_after_a_restart() {
+    let mut node = Node::with_busybox().await;
+    let spec = pod("kept");
+    let pod = node.run_pod(spec.clone()).await;
+    let (created, exited) =
+        (sleeper("created"), container("exited", image::BUSYBOX).shell("exit 5"));
+    let created_before = pod.create(&created).await;
+    let exited_before = pod.start(&exited).await;
+    let exit = exited_before.exited().await;
+    node.kill9();
+    node.spawn().await;
+    assert_eq!(node.run_pod(spec).await.id, pod.id, "the same request is the same sandbox");
+    assert_eq!(pod.create(&created).await.id, created_before.id);
+    assert_eq!(exited_before.status().await, exit);
+    created_before.start().await;
+    assert_eq!(created_before.state().await, ContainerRunning);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn images_are_the_same_after_a_restart() {
+    let mut node = Node::with_busybox().await;
+    let list = async |node: &Node| {
+        let request = cri::ListImagesRequest { filter: None };
+        node.cri.images.clone().list_images(request).await.unwrap().into_inner().images
+    };
+    let before = list(&node).await;
+    node.kill9();
+    node.spawn().await;
+    assert_eq!(list(&node).await, before);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_daemon_killed_anywhere_in_run_or_remove_leaves_nothing_behind() {
+    let mut node = Node::with_busybox().await;
+    for round in 0..12 {
+        let whole = {
+            let node = &node;
+            async move {
+                let pod = node.try_run_pod(pod(&format!("crash-{round}"))).await?;
+                let container = pod.try_create(&sleeper("main")).await?;
+                container.try_start().await?;
+                Ok::<_, tonic::Status>(())
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(2 + 6 * round), whole).await;
+        node.kill9();
+        node.spawn().await;
+        node.remove_pods().await;
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_killed_shim_ends_its_pod_and_nothing_stays_unknown() {
+    let node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("shimless")).await;
+    let container = pod.start(&sleeper("main")).await;
+    let shims: Vec<_> = node
+        .scope
+        .pids(node.pid())
+        .into_iter()
+        .filter(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/comm"))
+                .unwrap_or_default()
+                .starts_with("lapstrake-shim")
+        })
+        .filter(|pid| e2e::host::children(*pid).len() > 1)
+        .collect();
+    let [shim] = *shims else { panic!("one shim with children: {shims:?}") };
+    let shim = rustix::process::Pid::from_raw(shim).unwrap();
+    rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
+    wait::until_async("the sandbox is not ready", e2e::pod::SOON, || async {
+        (pod.status().await.state() == SandboxNotready).then_some(())
+    })
+    .await;
+    let status = container.exited().await;
+    assert_eq!(status.state(), ContainerExited);
+    assert_ne!(status.exit_code, 0);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_does_not_stop_the_daemon() {
+    let mut node = Node::with_busybox().await;
+    let spoiled = node.run_pod(pod("spoiled")).await;
+    let healthy = node.run_pod(pod("healthy")).await;
+    node.kill9();
+    let record = node.state_dir().join("pods").join(&spoiled.id).join("record");
+    let bytes = fs::read(&record).unwrap();
+    fs::write(&record, &bytes[..bytes.len() / 2]).unwrap();
+    node.spawn().await;
+    assert_eq!(healthy.status().await.state(), SandboxReady);
+    assert!(node.log().contains(&spoiled.id), "the log names the record");
+    // Put right by hand, it is back: the workload was kept.
+    node.kill9();
+    let kept =
+        std::process::Command::new("find").arg(node.state_dir().join("pods")).output().unwrap();
+    assert!(
+        String::from_utf8_lossy(&kept.stdout).contains(&spoiled.id),
+        "nothing of it was removed"
+    );
+}
+
+fn sleeper(name: &str) -> ContainerSpec {
+    container(name, image::BUSYBOX).command(&["sleep", "1000"])
+}
