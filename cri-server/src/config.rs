@@ -14,7 +14,7 @@ use crate::error::Error;
 pub(crate) const DEFAULT_FILE: &str = "/etc/lapstrake/config.toml";
 
 /// What is used where the file says nothing; printed by `lapstrake config default`.
-pub(crate) const DEFAULT: &str = include_str!("../default.toml");
+pub(crate) const DEFAULT: &str = include_str!("../../deploy/config.toml");
 
 #[derive(Debug, Clone)]
 pub(crate) struct Config {

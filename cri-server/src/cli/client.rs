@@ -336,7 +336,10 @@ fn refusal_hint(status: &Status) -> &'static str {
     match status.code() {
         Code::Unimplemented => "; is the daemon of the same version as this command?",
         Code::Unavailable => "; the daemon went away or is starting, its pods go on without it",
-        Code::DeadlineExceeded => "; the daemon did not answer in time, its log says what it does",
+        // How the client's own deadline shows.
+        Code::Cancelled if status.message() == "Timeout expired" => {
+            "; the daemon did not answer in time, its log says what it does"
+        }
         _ => "",
     }
 }

@@ -77,9 +77,9 @@ enum Verb {
 pub(crate) enum Error {
     #[error(transparent)]
     Client(#[from] client::Error),
-    #[error("read {}: {source}", path.display())]
+    #[error("read {}: {source}", input::name(path))]
     Read { path: PathBuf, source: io::Error },
-    #[error("credentials in {}: {problem}", path.display())]
+    #[error("credentials in {}: {problem}", input::name(path))]
     Credentials { path: PathBuf, problem: &'static str },
     #[error("there is no image {0:?}; `lapstrake images ls` shows what there is")]
     Absent(String),
@@ -118,9 +118,9 @@ async fn import(daemon: &client::Daemon, file: &Path, name: Option<String>) -> R
     let about = archive.metadata().await.map_err(failed)?;
     let total = about.is_file().then_some(about.len());
     let client = Client::connect(daemon).await?;
-    let progress = Progress::start(format!("importing {}", file.display()), total);
+    let progress = Progress::start(format!("importing {}", input::name(file)), total);
     let (chunks, to_send) = mpsc::channel(CHUNKS_WAITING_MAX);
-    let object = format!("archive {}", file.display());
+    let object = format!("archive {}", input::name(file));
     let call = client.import_images(&object, ReceiverStream::new(to_send));
     tokio::pin!(call);
     let imported = tokio::select! {

@@ -12,6 +12,11 @@ pub(crate) async fn open(path: &Path) -> io::Result<File> {
     Ok(File::from_std(fs::File::from(descriptor)))
 }
 
-pub(crate) fn is_stdin(path: &Path) -> bool {
+/// How a message calls it.
+pub(crate) fn name(path: &Path) -> String {
+    if is_stdin(path) { "standard input".to_owned() } else { path.display().to_string() }
+}
+
+fn is_stdin(path: &Path) -> bool {
     path == Path::new("-")
 }

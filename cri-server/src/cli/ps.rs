@@ -21,6 +21,11 @@ pub(crate) async fn ps(args: &Args) -> Result<ExitCode, Cause> {
     let client = client::Client::connect(&args.daemon).await?;
     let pods = client.list_pod_sandboxes(cri::PodSandboxFilter::default()).await?;
     let containers = client.list_containers(cri::ContainerFilter::default()).await?;
+    let images = client.list_images().await?;
+    let image_names: BTreeMap<String, String> = images
+        .into_iter()
+        .filter_map(|image| Some((image.id, image.repo_tags.into_iter().next()?)))
+        .collect();
     let mut addresses = BTreeMap::new();
     for pod in &pods {
         match client.pod_sandbox_status(&pod.id, &pod.id).await {

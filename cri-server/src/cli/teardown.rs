@@ -17,14 +17,18 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What could not be stopped or removed.
 #[derive(Debug)]
-pub(crate) struct Leftovers(pub(crate) Vec<Error>);
+pub(crate) struct Leftovers {
+    /// By which `lapstrake rm` finds the pod.
+    pub(crate) pod: String,
+    pub(crate) errors: Vec<Error>,
+}
 
 impl std::error::Error for Leftovers {}
 
 impl fmt::Display for Leftovers {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("could not clean up; run `lapstrake rm` again")?;
-        self.0.iter().try_for_each(|error| write!(out, "\n  {error}"))
+        write!(out, "clean up: `lapstrake rm {}` tries again what failed:", self.pod)?;
+        self.errors.iter().try_for_each(|error| write!(out, "\n  {error}"))
     }
 }
 
@@ -50,7 +54,10 @@ pub(crate) async fn pod(
         note_error(removed, &mut errors);
     }
     note_error(client.remove_pod_sandbox(&object, id).await, &mut errors);
-    if errors.is_empty() { Ok(()) } else { Err(Leftovers(errors)) }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Leftovers { pod: console::short_id(id).to_owned(), errors })
 }
 
 async fn stop(

@@ -92,3 +92,66 @@ impl Operations {
         Some(outcome)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::testing;
+
+    fn key() -> Key {
+        Key::Container { sandbox: Id::parse(&"a".repeat(64)).unwrap(), name: "app".into(), attempt: 0 }
+    }
+
+    fn wish(command: &str) -> Wish {
+        let spec =
+            container::spec::Spec { command: vec![command.to_owned()], ..testing::spec() };
+        Wish::from(&spec)
+    }
+
+    fn id(digit: &str) -> Id {
+        Id::parse(&digit.repeat(64)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_repeat_joins_the_running_operation_and_gets_its_id() {
+        let operations = Operations::default();
+        let (release, held) = tokio::sync::oneshot::channel::<()>();
+        let first = operations.join(key(), wish("sh"), async move {
+            let _ = held.await;
+            Ok(id("1"))
+        });
+        let repeat = operations.join(key(), wish("sh"), async { Ok(id("2")) });
+        release.send(()).unwrap();
+        assert_eq!(first.await.unwrap().unwrap(), id("1"));
+        assert_eq!(repeat.await.unwrap().unwrap(), id("1"));
+    }
+
+    #[tokio::test]
+    async fn the_same_name_with_another_configuration_does_not_join() {
+        let operations = Operations::default();
+        let first = operations.join(key(), wish("sh"), std::future::pending());
+        assert!(operations.join(key(), wish("top"), async { Ok(id("2")) }).await.is_none());
+        drop(first);
+    }
+
+    #[tokio::test]
+    async fn an_operation_outlives_the_call_that_began_it() {
+        let operations = Operations::default();
+        let (done, ended) = tokio::sync::oneshot::channel();
+        drop(operations.join(key(), wish("sh"), async move {
+            tokio::task::yield_now().await;
+            let _ = done.send(());
+            Ok(id("1"))
+        }));
+        ended.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_operation_and_frees_its_name() {
+        let operations = Operations::default();
+        let panicked = operations.join(key(), wish("sh"), async { panic!("on purpose") });
+        assert!(matches!(panicked.await, Some(Err(Error::Shared(_)))));
+        let next = operations.join(key(), wish("top"), async { Ok(id("2")) });
+        assert_eq!(next.await.unwrap().unwrap(), id("2"));
+    }
+}

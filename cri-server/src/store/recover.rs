@@ -13,9 +13,21 @@ use crate::id::Id;
 use crate::sandbox::state::Phase;
 use crate::sandbox::{Sandbox, teardown};
 
+/// The name of a record that could not be read.
+const QUARANTINED: &str = "record.quarantined";
+
 /// Reads every record below `pods`. Fast: nothing here asks a shim or the kernel.
 pub(crate) fn load(pods: &Path) -> Snapshot {
     let mut snapshot = Snapshot::default();
+    let made_in_vain = subdirectories(pods)
+        .into_iter()
+        .flat_map(|pod| without_record(&pod.join("containers")))
+        .chain(without_record(pods));
+    for dir in made_in_vain.collect::<Vec<_>>() {
+        if let Err(error) = disk::remove_dir(&dir) {
+            tracing::warn!(%error, "could not remove what a crash left");
+        }
+    }
     for dir in subdirectories(pods) {
         let Some(sandbox) = record::<Sandbox>(&dir, "sandbox") else { continue };
         for bundle in subdirectories(&dir.join("containers")) {
@@ -37,6 +49,15 @@ fn subdirectories(dir: &Path) -> Vec<PathBuf> {
     paths.filter(named).collect()
 }
 
+/// Directories that were made for an object and never got its record: a crash came in between,
+/// so nothing else of it exists.
+fn without_record(dir: &Path) -> Vec<PathBuf> {
+    let empty = |dir: &PathBuf| {
+        !["record", QUARANTINED, "shim.sock"].iter().any(|name| dir.join(name).exists())
+    };
+    subdirectories(dir).into_iter().filter(empty).collect()
+}
+
 /// A record that cannot be read is put aside for people to look at; its processes stay.
 fn record<T: serde::de::DeserializeOwned>(dir: &Path, kind: &str) -> Option<T> {
     let path = dir.join("record");
@@ -44,7 +65,7 @@ fn record<T: serde::de::DeserializeOwned>(dir: &Path, kind: &str) -> Option<T> {
         Ok(value) => Some(value),
         Err(error) => {
             tracing::error!(%error, "quarantined a record");
-            let aside = dir.join("record.quarantined");
+            let aside = dir.join(QUARANTINED);
             if let Err(error) = fs::rename(&path, &aside) {
                 tracing::warn!(%error, path = %path.display(), "could not put the record aside");
             }

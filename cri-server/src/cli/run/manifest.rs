@@ -95,9 +95,9 @@ pub(crate) struct PodSecurity {
 /// Why a text is not a pod that can be run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("is not YAML: {0}")]
+    #[error("not YAML: {0}")]
     Yaml(String),
-    #[error("holds {0} documents; lapstrake run takes exactly one Pod")]
+    #[error("{0} documents; lapstrake run takes exactly one Pod")]
     Documents(usize),
     #[error("{}", list(.0))]
     Faults(Vec<Fault>),
@@ -421,7 +421,7 @@ fn list(faults: &[Fault]) -> String {
         [fault] => fault.to_string(),
         faults => {
             let lines: Vec<String> = faults.iter().map(|fault| format!("\n  {fault}")).collect();
-            format!("has {} mistakes:{}", faults.len(), lines.concat())
+            format!("{} mistakes:{}", faults.len(), lines.concat())
         }
     }
 }

@@ -395,10 +395,10 @@ fn another_kind_of_object_is_refused_once() {
 #[test]
 fn exactly_one_document_is_taken() {
     let pod = with_container("");
-    refuses("", "holds 0 documents; lapstrake run takes exactly one Pod");
-    refuses("---\n---\n", "holds 0 documents; lapstrake run takes exactly one Pod");
+    refuses("", "0 documents; lapstrake run takes exactly one Pod");
+    refuses("---\n---\n", "0 documents; lapstrake run takes exactly one Pod");
     let two = format!("{pod}---\n{pod}");
-    refuses(&two, "holds 2 documents; lapstrake run takes exactly one Pod");
+    refuses(&two, "2 documents; lapstrake run takes exactly one Pod");
     let framed = format!("---\n{pod}---\n");
     assert_eq!(problems(&framed), [""; 0], "an empty document beside the pod says nothing");
 }
@@ -425,7 +425,7 @@ fn all_mistakes_are_told_at_once() {
     let error = parse(&text, None).unwrap_err().to_string();
     assert_eq!(
         error,
-        "has 3 mistakes:\
+        "3 mistakes:\
          \n  spec.containers[0].image is missing\
          \n  spec.containers[0].imgae is not supported by lapstrake run (did you mean image?)\
          \n  spec.tolerations is not supported by lapstrake run"
