@@ -1,0 +1,84 @@
+# One door for people and CI. `make` alone lists what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+BIN := target/release
+
+# Debian packages, by what needs them.
+FOR_BUILD := gcc libc6-dev libseccomp-dev
+FOR_RUN := busybox-static iproute2 nftables nginx-light
+FOR_TEST := $(FOR_RUN) containernetworking-plugins crun docker-registry protobuf-compiler runc
+FOR_BENCH := $(FOR_TEST) containerd
+
+# E2e tests wait more than they compute.
+TEST_THREADS ?= $(shell echo $$(( 2 * $$(nproc) )))
+
+.PHONY: help build run test test-fast lint bench need-build need-run need-test need-bench
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+build: need-build ## all binaries, into target/release
+	cargo build --release --locked -p lapstrake -p lapstrake-oci -p netplugin
+	@$(MAKE) --no-print-directory shim
+
+# The shim is resident once per pod and is started in foreign mount namespaces: small and static.
+# It has its own target directory, so that nothing built later for the tests can replace it unseen.
+.PHONY: shim
+shim:
+	RUSTFLAGS="-C target-feature=+crt-static" \
+		cargo build --profile shim --locked -p lapstrake-shim --target $(HOST)
+	install -m 755 target/$(HOST)/shim/lapstrake-shim $(BIN)/lapstrake-shim
+
+run: need-run build ## a real pod on this machine, from image to clean-up
+	deploy/examples/run.sh $(BIN)
+
+test: need-test build ## everything but the vm ring; needs root and leaves nothing behind
+	@if [ "$$(id -u)" != 0 ]; then echo "make test: the kernel and e2e rings need root"; exit 1; fi
+	$(call cargo_test,--workspace --no-run)
+	@$(MAKE) --no-print-directory shim
+	E2E_REQUIRE_ROOT=1 $(call cargo_test,--workspace)
+
+test-fast: ## the pure ring and the house rules: no root, no daemon
+	cargo test --locked -p e2e --test tidy
+	cargo test --locked -p lapstrake -p image -p protocol -p cgroup -p seccomp --bins --lib
+
+lint: ## format, clippy, and licences and spelling where the tools are installed
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(call when_installed,cargo-deny,cargo deny --config .deny.toml check)
+	$(call when_installed,typos,typos)
+
+bench: need-bench build ## side by side with what is installed of the peers
+	cargo run --release --locked -p e2e --bin bench
+
+need-build: ; @$(call install_packages,$(FOR_BUILD))
+need-run: ; @$(call install_packages,$(FOR_BUILD) $(FOR_RUN))
+need-test: ; @$(call install_packages,$(FOR_BUILD) $(FOR_TEST))
+need-bench: ; @$(call install_packages,$(FOR_BUILD) $(FOR_BENCH))
+
+# Installs those of $(1) that are missing.
+define install_packages
+missing=$$(for it in $(1); do dpkg-query -Wf '$${Status}' $$it 2>/dev/null | grep -q 'ok installed' || echo $$it; done); \
+if [ -n "$$missing" ]; then \
+	as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	$$as_root apt-get update -q; \
+	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
+fi
+endef
+
+# The same profile as the shipped binaries, so that a clean clone compiles everything once.
+define cargo_test
+if cargo nextest --version >/dev/null 2>&1; then \
+	cargo nextest run --release --locked --no-fail-fast --test-threads $(TEST_THREADS) $(1); \
+else \
+	cargo test --release --locked --no-fail-fast $(1); \
+fi
+endef
+
+define when_installed
+@if command -v $(1) >/dev/null; then echo "$(2)"; $(2); else echo "SKIPPED: $(1) is not installed"; fi
+endef
