@@ -6,12 +6,13 @@ use std::os::fd::AsFd;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::link::InfoKind;
 
+use crate::bandwidth::Rate;
 use crate::error::Error;
 use crate::facts;
 use crate::ipam::{self, Range};
 use crate::leases::{Lease, NewLease};
 use crate::netlink::link::{Link, Veth};
-use crate::netlink::{addr, link, route};
+use crate::netlink::{addr, link, route, shaper};
 use crate::netns::{self, Netns, Sysctl};
 use crate::network::{AttachRequest, Attachment, Host, Network, State, check_request};
 use crate::nft::{Pod, Settings};
@@ -23,11 +24,7 @@ const POD_LINK: &str = "eth0";
 /// an earlier sandbox of the same identifier, or if 32 bits of two hashes are equal.
 const NAME_ATTEMPTS: u32 = 4;
 
-/// The link of a pod without an IPv6 address has no IPv6 at all: the kernel's discovery traffic for
-/// link-local addresses would flood every port of the bridge. The loopback link exists already and
-/// keeps `::1`.
-const WITHOUT_IPV6: &[Sysctl] = &[("ipv6/conf/default/disable_ipv6", "1")];
-/// Leases make addresses unique; looking for duplicates would take a second.
+/// Leases make addresses unique; looking for duplicates of link-local ones floods the bridge.
 const WITH_IPV6: &[Sysctl] =
     &[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")];
 
@@ -36,18 +33,18 @@ impl Network {
     /// ports. On an error nothing of it is left.
     pub fn attach(&self, request: &AttachRequest) -> Result<Attachment, Error> {
         check_request(request)?;
-        let sysctls = if self.lock().has_ipv6() { WITH_IPV6 } else { WITHOUT_IPV6 };
+        let sysctls = if self.lock().has_ipv6() { WITH_IPV6 } else { &[] };
         // Outside the lock: the one expensive step that runs well beside those of other pods.
         let mut netns = match &request.netns {
             None => netns::create(sysctls)?,
-            Some(fd) => netns::enter(fd.as_fd(), sysctls)?,
+            Some(fd) => netns::enter(fd.as_fd())?,
         };
         let mut state = self.lock();
         let lease = self.lease(&mut state, request)?;
-        match self.connect(&mut state, lease, &mut netns) {
+        match self.connect(&mut state, lease, request, &mut netns) {
             Ok((lease, mtu)) => Ok(Attachment {
                 netns: netns.fd,
-                interface: POD_LINK.to_owned(),
+                interface: pod_link(request).to_owned(),
                 host_link: lease.host_link,
                 mac: plan::pod_mac(&lease.addresses),
                 mtu,
@@ -94,20 +91,39 @@ impl Network {
         &self,
         state: &mut State,
         lease: Lease,
+        request: &AttachRequest,
         netns: &mut Netns,
     ) -> Result<(Lease, u32), Error> {
-        let (lease, host) = self.create_pair(state, lease, netns)?;
+        let name = pod_link(request);
+        let (lease, host) = self.create_pair(state, lease, name, netns)?;
         // Its index is not always the first free one: some kernels put tunnels into every namespace.
-        let index = match link::find(&mut netns.route, POD_LINK)? {
+        let index = match link::find(&mut netns.route, name)? {
             Some(link) => link.index,
-            None => return Err(Error::kernel("find link", POD_LINK, rustix::io::Errno::NODEV)),
+            None => return Err(Error::kernel("find link", name, rustix::io::Errno::NODEV)),
         };
-        let mut requests = vec![link::set_up(link::LOOPBACK, "lo"), link::set_up(index, POD_LINK)];
+        let mut requests = vec![link::set_up(link::LOOPBACK, "lo")];
+        if host.ipv6 && !lease.addresses.iter().any(IpNetwork::is_ipv6) {
+            requests.push(link::without_ipv6(index, name));
+        }
+        requests.push(link::set_up(index, name));
         requests.extend(lease.addresses.iter().map(|address| addr::add(index, *address)));
         requests.extend(lease.gateways.iter().map(|gateway| route::add_default(index, *gateway)));
+        // What the pod sends is limited where it sends, what it receives where the host sends.
+        requests.extend(request.bandwidth.egress.map(|rate| shaper::limit(index, name, &rate)));
         netns.route.batch(&requests)?;
+        if let Some(rate) = request.bandwidth.ingress {
+            self.limit_host_link(state, &lease, &rate)?;
+        }
         self.publish(state, &lease)?;
         Ok((lease, host.mtu))
+    }
+
+    fn limit_host_link(&self, state: &mut State, lease: &Lease, rate: &Rate) -> Result<(), Error> {
+        let name = &lease.host_link;
+        let Some(link) = link::find(&mut state.route, name)? else {
+            return Err(Error::kernel("find link", name, rustix::io::Errno::NODEV));
+        };
+        state.route.batch(&[shaper::limit(link.index, name, rate)])
     }
 
     /// Creates the veth pair under a name that is free, on a bridge that exists.
@@ -115,6 +131,7 @@ impl Network {
         &self,
         state: &mut State,
         mut lease: Lease,
+        name: &str,
         netns: &Netns,
     ) -> Result<(Lease, Host), Error> {
         let mut attempt = 0;
@@ -123,7 +140,7 @@ impl Network {
             let host = self.prepare(state)?;
             let pair = link::create_veth(&Veth {
                 host: &lease.host_link,
-                peer: POD_LINK,
+                peer: name,
                 mac: plan::pod_mac(&lease.addresses),
                 mtu: host.mtu,
                 bridge: host.bridge,
@@ -181,22 +198,30 @@ impl Network {
             None => facts::uplink_mtu(&mut state.route)?,
         };
         let bridge = self.prepare_bridge(state, mtu)?;
-        self.rebuild_table(state)?;
+        if !state.shared || !self.table_is_current(state)? {
+            self.rebuild_table(state)?;
+        }
         let ipv6 = facts::kernel_has_ipv6();
         let host = Host { bridge, mtu, ipv6 };
         state.host = Some(host);
         Ok(host)
     }
 
+    /// Puts the table there as the leases say, in one transaction.
     pub(crate) fn rebuild_table(&self, state: &mut State) -> Result<(), Error> {
-        let local: Vec<IpNetwork> = state.ranges.iter().map(Range::network).collect();
-        let settings = Settings {
-            bridge: &self.config.bridge,
-            masquerade: self.config.masquerade,
-            local: &local,
-        };
+        let local = local(state);
         let pods: Vec<Pod<'_>> = state.leases.iter().map(pod).collect();
-        state.nft.rebuild(&settings, &pods)
+        state.nft.rebuild(&self.settings(&local), &pods)
+    }
+
+    /// Whether the table stands and was made for these settings.
+    pub(crate) fn table_is_current(&self, state: &mut State) -> Result<bool, Error> {
+        let local = local(state);
+        state.nft.is_current(&self.settings(&local))
+    }
+
+    fn settings<'a>(&'a self, local: &'a [IpNetwork]) -> Settings<'a> {
+        Settings { bridge: &self.config.bridge, masquerade: self.config.masquerade, local }
     }
 
     /// Whether a link of the bridge's name may serve as our bridge.
@@ -217,11 +242,11 @@ impl Network {
     }
 
     fn prepare_bridge(&self, state: &mut State, mtu: u32) -> Result<u32, Error> {
-        let name = &self.config.bridge;
+        let (name, names) = (&self.config.bridge, &self.names);
         if link::find(&mut state.route, name)?.is_none() {
             state.route.batch(&[
-                link::create_bridge(name, self.names.bridge_mac(), mtu),
-                link::set_alias(name, &self.names.bridge_alias()),
+                link::create_bridge(name, names.bridge_mac(), mtu),
+                link::set_alias(name, &names.bridge_alias()),
             ])?;
         }
         let Some(bridge) = link::find(&mut state.route, name)? else {
@@ -245,6 +270,14 @@ impl Network {
         if !bridge.up {
             requests.push(link::set_up(bridge.index, name));
         }
+        // Ports that lost their bridge, because somebody deleted it.
+        for port in link::list(&mut state.route)? {
+            let Some(alias) = &port.alias else { continue };
+            if names.sandbox_of(alias).is_some() && port.controller != Some(bridge.index) {
+                requests.push(link::join_bridge(&port, bridge.index));
+                requests.push(link::set_up_port(&port.name, alias, facts::kernel_has_ipv6()));
+            }
+        }
         state.route.batch(&requests)?;
         Ok(bridge.index)
     }
@@ -253,6 +286,15 @@ impl Network {
 /// A lease as the table knows it.
 pub(crate) fn pod(lease: &Lease) -> Pod<'_> {
     Pod { addresses: &lease.addresses, ports: &lease.ports }
+}
+
+/// Destinations that see the pods' own addresses.
+fn local(state: &State) -> Vec<IpNetwork> {
+    state.ranges.iter().map(Range::network).collect()
+}
+
+fn pod_link(request: &AttachRequest) -> &str {
+    request.interface.as_deref().unwrap_or(POD_LINK)
 }
 
 /// One address and its gateway of each family that has a range, IPv4 first.

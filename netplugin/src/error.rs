@@ -50,9 +50,18 @@ pub enum Error {
 
     /// A sandbox identifier that cannot be a file name.
     #[error(
-        "sandbox id {0:?}: expected 1 to 128 letters, digits, '.', '_' or '-', not starting with '.'"
+        "sandbox id {0:?}: expected 1 to 200 letters, digits, '.', '_' or '-', not starting with '.'"
     )]
     Id(String),
+
+    /// Something a sandbox had is not there any more.
+    #[error("network of sandbox {sandbox}: {object} is missing")]
+    Missing {
+        /// The sandbox.
+        sandbox: String,
+        /// What it lost.
+        object: String,
+    },
 
     /// The link named as our bridge is something else.
     #[error("link {name} cannot be the pod bridge: {reason}")]

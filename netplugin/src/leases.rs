@@ -273,7 +273,7 @@ fn file_name(sandbox_id: &str) -> String {
 
 /// Whether an identifier can name a file.
 pub(crate) fn is_id(id: &str) -> bool {
-    const MAX: usize = 128;
+    const MAX: usize = 200;
     (1..=MAX).contains(&id.len())
         && !id.starts_with('.')
         && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))

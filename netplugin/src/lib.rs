@@ -6,6 +6,7 @@
 //! namespace of the calling thread.
 
 mod apply;
+mod bandwidth;
 mod config;
 mod conntrack;
 mod error;
@@ -20,7 +21,9 @@ mod plan;
 mod ports;
 mod sys;
 mod teardown;
+mod verify;
 
+pub use bandwidth::{Bandwidth, Rate};
 pub use config::Config;
 pub use error::Error;
 pub use network::{AttachRequest, Attachment, Network};

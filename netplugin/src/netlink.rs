@@ -4,6 +4,7 @@ pub(crate) mod addr;
 pub(crate) mod link;
 pub(crate) mod netfilter;
 pub(crate) mod route;
+pub(crate) mod shaper;
 pub(crate) mod socket;
 
 use netlink_packet_core::{

@@ -37,12 +37,12 @@ pub(crate) fn create(sysctls: &[Sysctl]) -> Result<Netns, Error> {
     })
 }
 
-/// Opens a socket inside an existing namespace and applies these settings there.
-pub(crate) fn enter(netns: BorrowedFd<'_>, sysctls: &[Sysctl]) -> Result<Netns, Error> {
+/// Opens a socket inside an existing namespace.
+pub(crate) fn enter(netns: BorrowedFd<'_>) -> Result<Netns, Error> {
     on_a_thread(|| {
         move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
             .map_err(|errno| Error::kernel("enter", "network namespace", errno))?;
-        look_around(sysctls)
+        look_around(&[])
     })
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ipnetwork::IpNetwork;
 
+use crate::bandwidth::Bandwidth;
 use crate::config::Config;
 use crate::conntrack::Conntrack;
 use crate::error::Error;
@@ -20,15 +21,19 @@ use crate::ports::PortMapping;
 /// What a sandbox asks of the network.
 #[derive(Debug, Default)]
 pub struct AttachRequest {
-    /// Names the sandbox in every later call: 1 to 128 letters, digits, `.`, `_` or `-`.
+    /// Names the sandbox in every later call: 1 to 200 letters, digits, `.`, `_` or `-`.
     pub sandbox_id: String,
     /// Who the sandbox is to a human, `namespace/name`; for error texts of others.
     pub owner: String,
     /// Ports of the host that lead to it.
     pub port_mappings: Vec<PortMapping>,
+    /// How fast it may send and receive.
+    pub bandwidth: Bandwidth,
     /// An existing network namespace to set up instead of a new one, for pods whose namespace must
     /// belong to their user namespace.
     pub netns: Option<OwnedFd>,
+    /// Name of the link in the namespace; `None` is `eth0`.
+    pub interface: Option<String>,
 }
 
 /// The network a sandbox got.
@@ -37,7 +42,7 @@ pub struct Attachment {
     /// The network namespace. Nothing else holds it: whoever should live in it must get this
     /// descriptor before it is dropped.
     pub netns: OwnedFd,
-    /// Name of the link in the namespace: `eth0`.
+    /// Name of the link in the namespace.
     pub interface: String,
     /// Name of its other end on the host, for counters.
     pub host_link: String,
@@ -70,6 +75,8 @@ pub(crate) struct State {
     pub(crate) conntrack: Conntrack,
     /// `None` until the bridge and the table have been seen to be as they should.
     pub(crate) host: Option<Host>,
+    /// Whether a table that looks right need not be written anew: other processes share it.
+    pub(crate) shared: bool,
 }
 
 /// The bridge as it was found or made.
@@ -95,8 +102,17 @@ impl Network {
         let nft = Nft::open(&config.table)?;
         let names = Names::new(&config.bridge, &config.table);
         let conntrack = Conntrack::open()?;
-        let state = Mutex::new(State { ranges, leases, route, nft, conntrack, host: None });
+        let state =
+            Mutex::new(State { ranges, leases, route, nft, conntrack, host: None, shared: false });
         Ok(Network { config, names, state })
+    }
+
+    /// The same for a process that lives for one operation, beside others like it: it does not write
+    /// the nftables table anew when the table is as it should be.
+    pub fn open_shared(config: Config) -> Result<Network, Error> {
+        let network = Network::open(config)?;
+        network.lock().shared = true;
+        Ok(network)
     }
 
     /// Whether pods can be attached; the reason if they cannot. Reads a little from the kernel and

@@ -78,11 +78,27 @@ fn single_queue<T>(link: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
 pub(crate) fn set_up_port(name: &str, alias: &str, ipv6: bool) -> Request {
     let mut port = LinkBridgePort::new(0).name(name).alias(alias).hairpin(true);
     if ipv6 {
-        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        let inet6 = AfSpecUnspec::Inet6(vec![mode]);
-        port = port.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![inet6]));
+        port = port.append_extra_attribute(no_own_address());
     }
     change("set up bridge port", name, port.build())
+}
+
+/// Puts a link on a bridge; its settings as a port come after, with [`set_up_port`].
+pub(crate) fn join_bridge(port: &Link, bridge: u32) -> Request {
+    let message = LinkUnspec::new_with_index(port.index).controller(bridge).build();
+    change("put on the bridge", &port.name, message)
+}
+
+/// Keeps the kernel from giving a link an IPv6 address of its own making, and from all the discovery
+/// traffic that goes with one. To be sent before the link is set up.
+pub(crate) fn without_ipv6(index: u32, name: &str) -> Request {
+    let link = LinkUnspec::new_with_index(index).append_extra_attribute(no_own_address());
+    change("switch off IPv6 addresses of", name, link.build())
+}
+
+fn no_own_address() -> LinkAttribute {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])])
 }
 
 /// Creates a bridge with a fixed address, up. A bridge without one takes the lowest of its ports and

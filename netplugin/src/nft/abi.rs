@@ -5,12 +5,13 @@ pub(super) const BATCH_BEGIN: u16 = 16;
 pub(super) const BATCH_END: u16 = 17;
 
 pub(super) const NEWTABLE: u16 = 0;
+pub(super) const GETTABLE: u16 = 1;
 pub(super) const DELTABLE: u16 = 2;
 pub(super) const NEWCHAIN: u16 = 3;
 pub(super) const NEWRULE: u16 = 6;
 pub(super) const NEWSET: u16 = 9;
-pub(super) const GETSET: u16 = 10;
 pub(super) const NEWSETELEM: u16 = 12;
+pub(super) const GETSETELEM: u16 = 13;
 pub(super) const DELSETELEM: u16 = 14;
 
 pub(super) const FAMILY_INET: u8 = 1;
@@ -20,6 +21,9 @@ pub(super) const FAMILY_IPV6: u8 = 10;
 pub(super) const LIST_ELEM: u16 = 1;
 
 pub(super) const TABLE_NAME: u16 = 1;
+pub(super) const TABLE_USERDATA: u16 = 6;
+/// The kind of user data that `nft` shows as a table's comment.
+pub(super) const USERDATA_COMMENT: u8 = 0;
 
 pub(super) const CHAIN_TABLE: u16 = 1;
 pub(super) const CHAIN_NAME: u16 = 3;

@@ -54,10 +54,11 @@ impl Batch {
         (self.bytes, self.steps)
     }
 
-    pub(super) fn add_table(&mut self) {
+    pub(super) fn add_table(&mut self, comment: &str) {
         let table = self.table.clone();
         self.message(abi::NEWTABLE, NLM_F_CREATE, ("create table", &table), |m| {
             m.text(abi::TABLE_NAME, &table);
+            m.bytes(abi::TABLE_USERDATA, &comment_data(comment));
         });
     }
 
@@ -176,6 +177,22 @@ impl Batch {
         };
         header.write(&mut self.bytes, |_| {});
     }
+}
+
+/// Asks for one element of a set.
+pub(super) fn get_element(m: &mut Writer<'_>, table: &str, set: &str, element: &Element) {
+    m.text(abi::ELEMENTS_TABLE, table);
+    m.text(abi::ELEMENTS_SET, set);
+    m.nest(abi::ELEMENTS, |m| Element::key(element.key.clone()).write(m));
+}
+
+/// A comment as `nft` keeps it with a table: kind, length, text with a final zero byte.
+pub(super) fn comment_data(comment: &str) -> Vec<u8> {
+    let text = &comment.as_bytes()[..comment.len().min(usize::from(u8::MAX) - 1)];
+    let mut data = vec![abi::USERDATA_COMMENT, text.len() as u8 + 1];
+    data.extend_from_slice(text);
+    data.push(0);
+    data
 }
 
 impl Element {

@@ -1,11 +1,11 @@
 //! Brings transactions to the kernel, and notices when the table is no longer there.
 
 use super::abi;
-use super::encode::Batch;
+use super::encode::{Batch, comment_data, get_element};
 use super::ruleset::{self, Pod, Settings};
 use crate::error::Error;
-use crate::netlink::netfilter::Header;
-use crate::netlink::socket::{Channel, Family};
+use crate::netlink::netfilter::{Header, Writer};
+use crate::netlink::socket::{Channel, Family, attributes_of};
 
 /// The daemon's table in the kernel.
 pub(crate) struct Nft {
@@ -63,31 +63,72 @@ impl Nft {
     /// Removes the table. No table is success.
     pub(crate) fn remove_table(&mut self) -> Result<(), Error> {
         self.commit(|batch| {
-            batch.add_table();
+            batch.add_table("");
             batch.delete_table();
         })
     }
 
-    /// Whether the table stands, as far as its last set tells.
+    /// Whether the table stands at all.
     pub(crate) fn exists(&mut self) -> Result<bool, Error> {
+        Ok(self.comment()?.is_some())
+    }
+
+    /// Whether the table stands and was made for these settings.
+    pub(crate) fn is_current(&mut self, settings: &Settings<'_>) -> Result<bool, Error> {
+        Ok(self.comment()? == Some(comment_data(&settings.comment())))
+    }
+
+    /// The set that lacks an element this pod should have in it.
+    pub(crate) fn missing(&mut self, pod: &Pod<'_>) -> Result<Option<&'static str>, Error> {
+        for (set, element) in ruleset::elements(pod) {
+            let table = self.table.clone();
+            let found = self.ask(abi::GETSETELEM, |m| get_element(m, &table, set, &element))?;
+            if found.is_none() {
+                return Ok(Some(set));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The user data of the table; `None` when there is no table.
+    fn comment(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        let table = self.table.clone();
+        let answer = self.ask(abi::GETTABLE, |m| m.text(abi::TABLE_NAME, &table))?;
+        Ok(answer.map(|attributes| {
+            attributes_of(&attributes)
+                .find(|(kind, _)| *kind == abi::TABLE_USERDATA)
+                .map(|(_, data)| data.to_vec())
+                .unwrap_or_default()
+        }))
+    }
+
+    /// Asks for one object: its attributes, or `None` when there is none.
+    fn ask(
+        &mut self,
+        kind: u16,
+        question: impl FnOnce(&mut Writer<'_>),
+    ) -> Result<Option<Vec<u8>>, Error> {
         const NLM_F_REQUEST_ACK: u16 = 5;
+        /// The header of a netfilter message inside its netlink message.
+        const HEADER: usize = 4;
         let sequence = self.channel.sequence(1);
         let header = Header {
-            kind: (abi::SUBSYSTEM << 8) | abi::GETSET,
+            kind: (abi::SUBSYSTEM << 8) | kind,
             flags: NLM_F_REQUEST_ACK,
             sequence,
             family: abi::FAMILY_INET,
             resource: 0,
         };
         let mut datagram = Vec::new();
-        header.write(&mut datagram, |m| {
-            m.text(abi::SET_TABLE, &self.table);
-            m.text(abi::SET_NAME, "bound6");
-        });
-        match self.channel.question(&datagram, sequence, |_, _| {})? {
-            None => Ok(true),
-            Some(refusal) if refusal.errno == libc::ENOENT => Ok(false),
-            Some(refusal) => Err(refusal.into_error("look up table", self.table.as_str())),
+        header.write(&mut datagram, question);
+        let mut answer = Vec::new();
+        let refusal = self.channel.question(&datagram, sequence, |_, payload| {
+            answer = payload.get(HEADER..).unwrap_or_default().to_vec();
+        })?;
+        match refusal {
+            None => Ok(Some(answer)),
+            Some(refusal) if refusal.errno == libc::ENOENT => Ok(None),
+            Some(refusal) => Err(refusal.into_error("look into table", self.table.as_str())),
         }
     }
 

@@ -35,6 +35,18 @@ pub(crate) struct Settings<'a> {
     pub(crate) local: &'a [IpNetwork],
 }
 
+impl Settings<'_> {
+    /// The comment of a table made for these settings; tells whether one must be made anew.
+    pub(crate) fn comment(&self) -> String {
+        let local: Vec<_> = self.local.iter().map(ToString::to_string).collect();
+        let masquerade = if self.masquerade { "masquerade" } else { "routed" };
+        format!("lapstrake v{VERSION} {} {masquerade} {}", self.bridge, local.join(","))
+    }
+}
+
+/// Counts changes of the rules, so that an upgrade replaces the table.
+const VERSION: u32 = 1;
+
 /// The two halves of the table.
 struct Family {
     number: u8,
@@ -78,9 +90,10 @@ const FAMILIES: [&Family; 2] = [&IPV4, &IPV6];
 /// half of it.
 pub(crate) fn rebuild(batch: &mut Batch, settings: &Settings<'_>, pods: &[Pod<'_>]) {
     // Adding first makes deleting succeed when there is no table yet.
-    batch.add_table();
+    let comment = settings.comment();
+    batch.add_table(&comment);
     batch.delete_table();
-    batch.add_table();
+    batch.add_table(&comment);
     for family in FAMILIES {
         sets(batch, family);
     }

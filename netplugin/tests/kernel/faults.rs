@@ -1,5 +1,7 @@
 //! What others do to us: names taken, tables flushed, bridges deleted, neighbours on one machine.
 
+use std::os::fd::AsFd;
+
 use netplugin::{Config, Network};
 
 use crate::host::{address, ask_tcp, json, link_names, on_a_host, request, run, serve_tcp};
@@ -31,12 +33,44 @@ fn a_flushed_table_is_put_back_with_all_its_pods() {
 fn a_deleted_bridge_is_made_again_for_the_next_pod() {
     on_a_host(|host| {
         let network = host.network(&["10.9.0.0/24"]);
-        let _one = network.attach(&request("one")).unwrap();
+        let one = network.attach(&request("one")).unwrap();
         run("ip link del br-test");
         let two = network.attach(&request("two")).unwrap();
         let three = network.attach(&request("three")).unwrap();
         serve_tcp(&two.netns, "0.0.0.0:80");
-        ask_tcp(&three.netns, &format!("{}:80", address(&two, "0.0.0.0"))).unwrap();
+        let to = format!("{}:80", address(&two, "0.0.0.0"));
+        ask_tcp(&three.netns, &to).unwrap();
+        ask_tcp(&one.netns, &to).unwrap();
+    });
+}
+
+#[test]
+fn repair_puts_back_what_others_removed_and_says_so() {
+    on_a_host(|host| {
+        let network = host.network(&["10.9.0.0/24"]);
+        assert_eq!(network.repair().unwrap(), Vec::<String>::new());
+        assert_eq!(link_names(), ["lo"], "nothing to do without pods");
+        let one = network.attach(&request("one")).unwrap();
+        let two = network.attach(&request("two")).unwrap();
+        let verify = || network.verify("one", one.netns.as_fd(), "eth0").map_err(|e| e.to_string());
+        assert_eq!(network.repair().unwrap(), Vec::<String>::new());
+        verify().unwrap();
+
+        run("nft delete table inet test");
+        assert!(verify().unwrap_err().contains("set test pods4"));
+        let done = network.repair().unwrap();
+        assert_eq!(done, ["the nftables table was missing: table test written again"]);
+        run("nft delete element inet test pods4 { 10.9.0.2 }");
+        let done = network.repair().unwrap().join(" ");
+        assert!(done.contains("pod default/one") && done.contains("pods4"), "{done}");
+        run("ip link del br-test");
+        assert!(verify().unwrap_err().contains("bridge br-test is missing"));
+        let done = network.repair().unwrap();
+        assert_eq!(done, ["bridge br-test was gone or down: set up again"]);
+        verify().unwrap();
+        assert_eq!(network.repair().unwrap(), Vec::<String>::new());
+        serve_tcp(&two.netns, "0.0.0.0:80");
+        ask_tcp(&one.netns, &format!("{}:80", address(&two, "0.0.0.0"))).unwrap();
     });
 }
 

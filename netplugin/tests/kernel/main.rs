@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 mod attach;
+mod bandwidth;
 mod dual_stack;
 mod faults;
 mod host;
