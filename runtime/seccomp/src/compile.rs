@@ -1,0 +1,106 @@
+//! From a filter to the instructions: libseccomp's part with our gate in front.
+
+use crate::error::CompileError;
+use crate::filter::{Filter, Rule, permits};
+use crate::gate::{self, Instruction};
+use crate::machine::Machine;
+use libseccomp::error::SeccompError;
+use libseccomp::{ScmpArch, ScmpArgCompare, ScmpFilterContext, ScmpVersion};
+use rustix::fs::MemfdFlags;
+use std::fs::File;
+use std::io::{self, Read, Seek};
+
+/// What seccomp(2) takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// An array of `struct sock_filter`, 8 bytes each, in this machine's byte order.
+    pub code: Vec<u8>,
+    /// `SECCOMP_FILTER_FLAG_*` bits. NEW_LISTENER is among them when a rule notifies.
+    pub flags: u32,
+}
+
+/// The size of `struct sock_filter`.
+pub(crate) const INSTRUCTION: usize = 8;
+/// `BPF_MAXINSNS`.
+pub(crate) const MOST_INSTRUCTIONS: usize = 4096;
+/// SCMP_FLTATR_CTL_OPTIMIZE: find the call in a binary tree rather than in a list.
+const TREE: u32 = 2;
+
+pub(crate) fn compile(filter: &Filter, machine: Machine) -> Result<Vec<u8>, CompileError> {
+    compile_as(filter, machine, TREE)
+}
+
+pub(crate) fn compile_as(
+    filter: &Filter,
+    machine: Machine,
+    optimize: u32,
+) -> Result<Vec<u8>, CompileError> {
+    let mut code: Vec<u8> = gate::gate(filter)?.into_iter().flat_map(bytes).collect();
+    code.extend(library(filter, machine, optimize)?);
+    let instructions = code.len() / INSTRUCTION;
+    if instructions > MOST_INSTRUCTIONS {
+        return Err(CompileError::TooLong { instructions, limit: MOST_INSTRUCTIONS });
+    }
+    Ok(code)
+}
+
+pub(crate) fn library_version() -> String {
+    ScmpVersion::current().map_or_else(|_| "of unknown version".into(), |found| found.to_string())
+}
+
+fn library(filter: &Filter, machine: Machine, optimize: u32) -> Result<Vec<u8>, CompileError> {
+    let stage = |stage| move |source| CompileError::Library { stage, source };
+    let mut context = ScmpFilterContext::new(filter.default).map_err(stage("begin a filter"))?;
+    for arch in &filter.arches {
+        context.add_arch(*arch).map_err(stage("add a system call table"))?;
+    }
+    if machine != Machine::here() {
+        context.remove_arch(ScmpArch::Native).map_err(stage("remove the native table"))?;
+    }
+    context.set_ctl_optimize(optimize).map_err(stage("ask for a binary tree"))?;
+    for rule in &filter.rules {
+        add(&mut context, rule, filter)?;
+    }
+    let memfd = rustix::fs::memfd_create("seccomp", MemfdFlags::CLOEXEC);
+    let mut file = File::from(memfd.map_err(|errno| CompileError::Export(errno.into()))?);
+    context.export_bpf(&file).map_err(stage("generate the program"))?;
+    read(&mut file).map_err(CompileError::Export)
+}
+
+fn read(file: &mut File) -> io::Result<Vec<u8>> {
+    file.rewind()?;
+    let mut code = Vec::new();
+    file.read_to_end(&mut code)?;
+    Ok(code)
+}
+
+fn add(context: &mut ScmpFilterContext, rule: &Rule, filter: &Filter) -> Result<(), CompileError> {
+    // libseccomp refuses a rule that says what happens anyway.
+    if rule.action == filter.default {
+        return Ok(());
+    }
+    let Some(syscall) = gate::named(&rule.name) else {
+        let name = rule.name.clone();
+        let answered = gate::newer(&name).is_some() && rule.conditions.is_empty();
+        if answered || permits(rule.action) || !permits(filter.default) {
+            return Ok(());
+        }
+        return Err(CompileError::Unknown { name, version: library_version() });
+    };
+    let compare =
+        |one: &crate::filter::Condition| ScmpArgCompare::new(one.argument, one.op, one.datum);
+    let conditions: Vec<ScmpArgCompare> = rule.conditions.iter().map(compare).collect();
+    context
+        .add_rule_conditional(rule.action, syscall, &conditions)
+        .map(drop)
+        .map_err(|source: SeccompError| CompileError::Rule { name: rule.name.clone(), source })
+}
+
+fn bytes(one: Instruction) -> [u8; INSTRUCTION] {
+    let [c0, c1] = one.code.to_ne_bytes();
+    let [k0, k1, k2, k3] = one.k.to_ne_bytes();
+    [c0, c1, one.jt, one.jf, k0, k1, k2, k3]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! Filter to program: optimisation changes nothing, newer calls keep their rules, limits hold.
+
+use super::*;
+use crate::default;
+use crate::filter::{Condition, ENOSYS, EPERM, Known};
+use crate::machine::audit;
+use crate::simulate::{ALLOW, Call, errno, run};
+use libseccomp::{ScmpAction, ScmpCompareOp};
+use std::time::Instant;
+
+const X86_64: u32 = 0xc000_003e;
+const ENOENT: i32 = 2;
+
+fn filter(default: ScmpAction, rules: Vec<Rule>) -> Filter {
+    let known = crate::filter::known(default);
+    Filter { default, arches: Machine::X86_64.arches().to_vec(), rules, known }
+}
+
+fn rule(name: &str, action: ScmpAction) -> Rule {
+    Rule { name: name.into(), action, conditions: Vec::new() }
+}
+
+fn answers(filter: &Filter) -> impl Fn(u32) -> u32 + use<> {
+    let code = compile(filter, Machine::X86_64).unwrap();
+    move |number| run(&code, Call::new(X86_64, number))
+}
+
+const REFUSE: ScmpAction = ScmpAction::Errno(EPERM as i32);
+
+#[test]
+fn the_tree_and_the_list_decide_alike() {
+    for capabilities in [&[][..], &["SYS_ADMIN", "NET_ADMIN"]] {
+        for machine in [Machine::X86_64, Machine::Aarch64] {
+            let filter = default::filter(machine, capabilities);
+            let [tree, list] = [2, 1].map(|kind| compile_as(&filter, machine, kind).unwrap());
+            for arch in machine.arches() {
+                let numbers = (0..600).chain(0xf_0000..0xf_0008).chain([0xffff_ffff]);
+                for number in numbers.flat_map(|n| [n, n | crate::machine::X32_BIT]) {
+                    for arg in [0, 1, 8, 38, 1 << 28, u64::MAX] {
+                        let mut call = Call::new(audit(*arch).unwrap(), number);
+                        call.args[0] = arg;
+                        assert_eq!(run(&tree, call), run(&list, call), "{call:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_refuses_by_default_answers_enosys_beyond_its_newest_call() {
+    let newest = answers(&filter(REFUSE, vec![Rule::allow("read"), Rule::allow("openat2")]));
+    assert_eq!(newest(0), ALLOW);
+    assert_eq!(newest(1), errno(EPERM)); // write: older, so refused
+    assert_eq!(newest(437), ALLOW); // openat2
+    assert_eq!(newest(438), errno(ENOSYS)); // pidfd_getfd came later
+    assert_eq!(newest(9999), errno(ENOSYS));
+}
+
+#[test]
+fn a_file_that_allows_by_default_or_chose_enosys_has_its_way_everywhere() {
+    let open = answers(&filter(ScmpAction::Allow, vec![rule("mkdir", REFUSE)]));
+    assert_eq!(open(83), errno(EPERM));
+    assert_eq!(open(9999), ALLOW);
+    let enosys = ScmpAction::Errno(ENOSYS as i32);
+    let closed = answers(&filter(enosys, vec![Rule::allow("read"), rule("mkdir", REFUSE)]));
+    assert_eq!([closed(0), closed(83), closed(84)], [ALLOW, errno(EPERM), errno(ENOSYS)]);
+}
+
+#[test]
+fn a_rule_for_a_call_that_libseccomp_cannot_name_holds_by_number() {
+    const FCHMODAT2: u32 = 452;
+    const FILE_SETATTR: u32 = 469;
+    for (default, action, expected) in [
+        (REFUSE, ScmpAction::Allow, ALLOW),
+        (ScmpAction::Allow, ScmpAction::Errno(ENOENT), errno(2)),
+        (ScmpAction::Allow, ScmpAction::KillProcess, 0x8000_0000),
+    ] {
+        let rules = vec![rule("fchmodat2", action), rule("file_setattr", action)];
+        let answer = answers(&filter(default, rules));
+        assert_eq!(answer(FCHMODAT2), expected);
+        assert_eq!(answer(FILE_SETATTR), expected);
+    }
+}
+
+#[test]
+fn an_unknown_name_is_skipped_where_that_permits_nothing_and_an_error_where_it_would() {
+    let unknown = |default, action| {
+        let rules = vec![rule("no_such_call", action), rule("mkdir", ScmpAction::KillThread)];
+        compile(&filter(default, rules), Machine::X86_64)
+    };
+    assert!(unknown(REFUSE, ScmpAction::Allow).is_ok());
+    assert!(unknown(REFUSE, ScmpAction::KillProcess).is_ok());
+    assert!(unknown(ScmpAction::Log, ScmpAction::Allow).is_ok());
+    let error = unknown(ScmpAction::Allow, REFUSE).unwrap_err().to_string();
+    assert!(error.contains("no_such_call"), "{error}");
+}
+
+#[test]
+fn every_comparison_means_what_it_says() {
+    use ScmpCompareOp::*;
+    const GETPRIORITY: u32 = 140;
+    for (op, datum, yes, no) in [
+        (Equal, 7, 7, 8),
+        (NotEqual, 7, 8, 7),
+        (Less, 7, 6, 7),
+        (LessOrEqual, 7, 7, 8),
+        (Greater, 7, 8, 7),
+        (GreaterEqual, 7, 7, 6),
+        (MaskedEqual(0xf0), 0x30, 0x3f, 0x4f),
+    ] {
+        let condition = Condition { argument: 3, op, datum };
+        let name = "getpriority".into();
+        let one = Rule { name, action: ScmpAction::Allow, conditions: vec![condition] };
+        let code = compile(&filter(REFUSE, vec![one]), Machine::X86_64).unwrap();
+        for (value, expected) in [(yes, ALLOW), (no, errno(EPERM))] {
+            let mut call = Call::new(X86_64, GETPRIORITY);
+            call.args[3] = value;
+            assert_eq!(run(&code, call), expected, "{op:?} {value}");
+        }
+    }
+}
+
+#[test]
+fn a_table_that_the_profile_does_not_list_is_not_a_way_around_it() {
+    let mut one = filter(REFUSE, vec![Rule::allow("read")]);
+    one.arches.truncate(1);
+    let code = compile(&one, Machine::X86_64).unwrap();
+    assert_eq!(run(&code, Call::new(0x4000_0003, 3)), 0, "32-bit read kills the thread");
+    assert_eq!(run(&code, Call::new(X86_64, crate::machine::X32_BIT)), errno(ENOSYS));
+}
+
+#[test]
+fn the_built_in_profile_stays_small_in_each_machine() {
+    for machine in [Machine::X86_64, Machine::Aarch64] {
+        let filter = default::filter(machine, &[]);
+        assert!(matches!(filter.known, Known::Listed(_)));
+        for (what, kind) in [("list", 1), ("tree", 2)] {
+            let begun = Instant::now();
+            let code = compile_as(&filter, machine, kind).unwrap();
+            let (instructions, gate) =
+                (code.len() / INSTRUCTION, gate::gate(&filter).unwrap().len());
+            println!(
+                "{machine:?} {what}: {instructions} instructions, {gate} of them the gate, compiled in {:?}",
+                begun.elapsed()
+            );
+            assert!(instructions < MOST_INSTRUCTIONS / 2);
+        }
+    }
+}
