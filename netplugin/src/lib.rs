@@ -7,6 +7,7 @@
 
 mod apply;
 mod bandwidth;
+pub mod cni;
 mod config;
 mod conntrack;
 mod error;

@@ -149,6 +149,12 @@ impl Network {
         Ok(())
     }
 
+    /// The addresses a sandbox holds, with the prefix of their range; none for an unknown one.
+    pub fn addresses(&self, sandbox_id: &str) -> Vec<IpNetwork> {
+        let state = self.lock();
+        state.leases.get(sandbox_id).map(|lease| lease.addresses.clone()).unwrap_or_default()
+    }
+
     /// A new network namespace that has nothing but its loopback link, up.
     pub fn loopback_only() -> Result<OwnedFd, Error> {
         let mut netns = netns::create(&[])?;

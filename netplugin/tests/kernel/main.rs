@@ -5,6 +5,7 @@
 
 mod attach;
 mod bandwidth;
+mod cni;
 mod dual_stack;
 mod faults;
 mod host;
