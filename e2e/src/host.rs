@@ -280,6 +280,25 @@ pub fn children(pid: i32) -> BTreeSet<i32> {
     numbers(&format!("/proc/{pid}/task")).flat_map(of).collect()
 }
 
+/// Processes whose command line, words joined by spaces, is `wanted`.
+pub fn processes(wanted: impl Fn(&str) -> bool) -> Vec<i32> {
+    let command = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).replace('\0', " ");
+    numbers("/proc").filter(|pid| wanted(&text(command(pid)))).collect()
+}
+
+/// The short name of a process, as `ps` shows it.
+pub fn comm(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+/// Memory of a process in KiB, shared pages counted by share.
+pub fn pss_kib(pid: i32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = rollup.lines().find_map(|it| it.strip_prefix("Pss:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse().unwrap_or_default()
+}
+
 /// Open descriptors by what they are, with their number. Connections over TCP are left out: the
 /// registry client may keep a few idle ones.
 fn descriptors(pid: i32) -> BTreeSet<String> {
@@ -311,8 +330,7 @@ fn namespaces(pids: &BTreeSet<i32>) -> BTreeSet<String> {
 fn describe(pid: i32) -> String {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let command = String::from_utf8_lossy(&command).replace('\0', " ");
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    format!("{pid} {} [{}]", name.trim(), command.trim())
+    format!("{pid} {} [{}]", comm(pid), command.trim())
 }
 
 fn numbers(dir: &str) -> impl Iterator<Item = i32> {

@@ -102,7 +102,8 @@ http {
 }
 ";
 
-fn busybox_layer() -> Layer {
+/// The one layer of [`busybox`].
+pub(crate) fn busybox_layer() -> Layer {
     let busybox = "/bin/busybox";
     let applets =
         Command::new(busybox).arg("--list").output().expect("busybox-static is installed");

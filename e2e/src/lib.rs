@@ -22,6 +22,7 @@ pub mod http;
 pub mod image;
 pub mod layer;
 pub mod node;
+pub mod peer;
 pub mod pod;
 pub mod registry;
 pub mod slot;
