@@ -14,7 +14,7 @@ use crate::leases::{Lease, NewLease};
 use crate::netlink::link::{Link, Veth};
 use crate::netlink::{addr, link, route, shaper};
 use crate::netns::{self, Netns, Sysctl};
-use crate::network::{AttachRequest, Attachment, Host, Network, State, check_request};
+use crate::network::{AttachRequest, Attachment, Host, LinkOptions, Network, State, check_request};
 use crate::nft::{Pod, Settings};
 use crate::plan;
 
@@ -32,6 +32,15 @@ impl Network {
     /// Gives a sandbox a network namespace with a link, addresses, routes, masquerade and its host
     /// ports. On an error nothing of it is left.
     pub fn attach(&self, request: &AttachRequest) -> Result<Attachment, Error> {
+        self.attach_with(request, &LinkOptions::default())
+    }
+
+    /// The same with a link that is not the usual one.
+    pub fn attach_with(
+        &self,
+        request: &AttachRequest,
+        options: &LinkOptions,
+    ) -> Result<Attachment, Error> {
         check_request(request)?;
         let sysctls = if self.lock().has_ipv6() { WITH_IPV6 } else { &[] };
         // Outside the lock: the one expensive step that runs well beside those of other pods.
@@ -41,10 +50,10 @@ impl Network {
         };
         let mut state = self.lock();
         let lease = self.lease(&mut state, request)?;
-        match self.connect(&mut state, lease, request, &mut netns) {
+        match self.connect(&mut state, lease, options, &mut netns) {
             Ok((lease, mtu)) => Ok(Attachment {
                 netns: netns.fd,
-                interface: pod_link(request).to_owned(),
+                interface: pod_link(options).to_owned(),
                 host_link: lease.host_link,
                 mac: plan::pod_mac(&lease.addresses),
                 mtu,
@@ -91,10 +100,10 @@ impl Network {
         &self,
         state: &mut State,
         lease: Lease,
-        request: &AttachRequest,
+        options: &LinkOptions,
         netns: &mut Netns,
     ) -> Result<(Lease, u32), Error> {
-        let name = pod_link(request);
+        let name = pod_link(options);
         let (lease, host) = self.create_pair(state, lease, name, netns)?;
         // Its index is not always the first free one: some kernels put tunnels into every namespace.
         let index = match link::find(&mut netns.route, name)? {
@@ -109,9 +118,9 @@ impl Network {
         requests.extend(lease.addresses.iter().map(|address| addr::add(index, *address)));
         requests.extend(lease.gateways.iter().map(|gateway| route::add_default(index, *gateway)));
         // What the pod sends is limited where it sends, what it receives where the host sends.
-        requests.extend(request.bandwidth.egress.map(|rate| shaper::limit(index, name, &rate)));
+        requests.extend(options.bandwidth.egress.map(|rate| shaper::limit(index, name, &rate)));
         netns.route.batch(&requests)?;
-        if let Some(rate) = request.bandwidth.ingress {
+        if let Some(rate) = options.bandwidth.ingress {
             self.limit_host_link(state, &lease, &rate)?;
         }
         self.publish(state, &lease)?;
@@ -293,8 +302,8 @@ fn local(state: &State) -> Vec<IpNetwork> {
     state.ranges.iter().map(Range::network).collect()
 }
 
-fn pod_link(request: &AttachRequest) -> &str {
-    request.interface.as_deref().unwrap_or(POD_LINK)
+fn pod_link(options: &LinkOptions) -> &str {
+    options.interface.as_deref().unwrap_or(POD_LINK)
 }
 
 /// One address and its gateway of each family that has a range, IPv4 first.

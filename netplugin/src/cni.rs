@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::error::Error;
-use crate::network::{AttachRequest, Network};
+use crate::network::{AttachRequest, LinkOptions, Network};
 use answer::{Failure, code};
 use config::{NetConf, VERSION_DEFAULT, VERSIONS};
 
@@ -68,12 +68,14 @@ fn add(call: &Call<'_>, conf: &NetConf) -> Result<Value, Failure> {
         sandbox_id: call.attachment()?,
         owner: call.owner()?,
         port_mappings: conf.port_mappings()?,
-        bandwidth: conf.bandwidth(),
         netns: Some(open_netns(netns_path)?),
+    };
+    let options = LinkOptions {
         interface: Some(call.required("CNI_IFNAME")?.to_owned()),
+        bandwidth: conf.bandwidth(),
     };
     let network = Network::open_shared(conf.network_config()?)?;
-    let attachment = network.attach(&request)?;
+    let attachment = network.attach_with(&request, &options)?;
     Ok(answer::added(conf, &network, &attachment, netns_path))
 }
 

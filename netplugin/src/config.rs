@@ -48,7 +48,7 @@ impl Config {
         }
         if !is_table_name(&self.table) {
             mistakes.push(format!(
-                "table {:?}: expected a letter, then at most {} letters, digits, '_' or '-'",
+                "table {:?}: expected a letter, then at most {} letters, digits, '.', '_' or '-'",
                 self.table,
                 TABLE_NAME_MAX - 1
             ));
@@ -83,7 +83,7 @@ fn is_link_name(name: &str) -> bool {
 fn is_table_name(name: &str) -> bool {
     name.len() <= TABLE_NAME_MAX
         && name.starts_with(|c: char| c.is_ascii_alphabetic())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 #[cfg(test)]

@@ -27,5 +27,5 @@ mod verify;
 pub use bandwidth::{Bandwidth, Rate};
 pub use config::Config;
 pub use error::Error;
-pub use network::{AttachRequest, Attachment, Network};
+pub use network::{AttachRequest, Attachment, LinkOptions, Network};
 pub use ports::{PortMapping, Protocol};

@@ -27,13 +27,18 @@ pub struct AttachRequest {
     pub owner: String,
     /// Ports of the host that lead to it.
     pub port_mappings: Vec<PortMapping>,
-    /// How fast it may send and receive.
-    pub bandwidth: Bandwidth,
     /// An existing network namespace to set up instead of a new one, for pods whose namespace must
     /// belong to their user namespace.
     pub netns: Option<OwnedFd>,
+}
+
+/// What the link of a sandbox is to be, besides the usual.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkOptions {
     /// Name of the link in the namespace; `None` is `eth0`.
     pub interface: Option<String>,
+    /// How fast the sandbox may send and receive.
+    pub bandwidth: Bandwidth,
 }
 
 /// The network a sandbox got.

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netplugin::{AttachRequest, Bandwidth, Rate};
+use netplugin::{Bandwidth, LinkOptions, Rate};
 
 use crate::host::{address, inside, json, on_a_host, request};
 
@@ -15,7 +15,8 @@ fn a_pod_sends_and_receives_no_faster_than_it_may() {
         let network = host.network(&["10.9.0.0/24"]);
         let rate = |bits_per_second| Some(Rate { bits_per_second, burst_bits: None });
         let bandwidth = Bandwidth { ingress: rate(8_000_000), egress: rate(16_000_000) };
-        let limited = network.attach(&AttachRequest { bandwidth, ..request("limited") }).unwrap();
+        let options = LinkOptions { bandwidth, ..LinkOptions::default() };
+        let limited = network.attach_with(&request("limited"), &options).unwrap();
         let free = network.attach(&request("free")).unwrap();
         let queue = json(&format!("tc -j qdisc show dev {}", limited.host_link));
         assert_eq!(queue[0]["kind"], "tbf");
