@@ -1,1 +1,14 @@
-//! Placeholder.
+//! The daemon's side of the runtime: starts shims, finds them again, and speaks to them.
+
+mod client;
+mod error;
+mod request;
+mod shims;
+mod sweep;
+mod sys;
+
+pub use cgroup;
+pub use client::Shim;
+pub use error::{Error, ErrorKind};
+pub use request::*;
+pub use shims::{ShimCgroup, Shims};

@@ -1,1 +1,47 @@
-//! Placeholder.
+//! Control groups as files: where the hierarchies are, what a limit is called there, and how a group ends.
+//!
+//! Works on cgroup v1, hybrid (v1 controllers beside an empty or small v2 tree) and pure v2. A *group* is
+//! named by its path from the root of every hierarchy (`/kubepods/podX/<id>`); the same path is used in all.
+
+pub mod freezer;
+pub mod group;
+pub mod hierarchy;
+pub mod kill;
+pub mod limits;
+pub mod resources;
+pub mod stats;
+
+pub use group::{Joins, Removal};
+pub use hierarchy::{Driver, Hierarchies, driver};
+pub use limits::{Missing, Setting};
+pub use resources::Resources;
+pub use stats::Stats;
+
+use std::path::PathBuf;
+
+/// A failed access to a control group: the verb, the file and the kernel's reason.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{verb} {path}: {source}", path = path.display())]
+    File { verb: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("write {value:?} to {path}: {source}", path = path.display())]
+    Limit { value: String, path: PathBuf, source: std::io::Error },
+    #[error(
+        "limit {file} asks for the {controller} controller, which this node does not have mounted"
+    )]
+    NoController { controller: &'static str, file: String },
+    #[error("{0}")]
+    BadPath(String),
+    #[error("{field}: {reason}")]
+    BadResource { field: String, reason: String },
+}
+
+impl Error {
+    pub(crate) fn file(
+        verb: &'static str,
+        path: impl Into<PathBuf>,
+        source: std::io::Error,
+    ) -> Self {
+        Self::File { verb, path: path.into(), source }
+    }
+}

@@ -1,1 +1,42 @@
-//! Placeholder.
+//! The OCI runtime layer: a bundle's specification becomes a plan (pure), and the plan becomes a process.
+//!
+//! The order of things: a short-lived *creator* process reads the bundle, plans, makes the control group and opens
+//! every mount source in the host's mount namespace; then it clones *init* as a sibling (CLONE_PARENT), which builds
+//! the root file system fd to fd, pivots into it, says `ready`, waits for `start`, and becomes the workload.
+//! Creator and init report over one socket (`channel`); the parent is the shim or `lapstrake-oci`.
+
+pub mod capabilities;
+pub mod channel;
+pub mod create;
+pub mod error;
+pub mod exec;
+pub mod options;
+pub mod plan;
+pub mod spec;
+pub mod sys;
+
+mod dev;
+mod init;
+mod mask;
+mod mounts;
+mod overlay;
+mod process;
+mod root;
+mod sources;
+
+pub use channel::{Report, TO_START};
+pub use create::{Creation, Layers, Program, Rootfs, SharedMemory, Stdio, Upper, create};
+pub use error::Error;
+pub use exec::{Entry, enter};
+pub use plan::{Facts, Plan, plan};
+pub use spec::Spec;
+
+/// What this process may hand out: its bounding set within its permitted one.
+pub fn own_capabilities() -> u64 {
+    let permitted = rustix::thread::capabilities(None).map_or(0, |c| c.permitted.bits());
+    let held = |n: &usize| {
+        let bit = rustix::thread::CapabilitySet::from_bits_retain(1 << n);
+        rustix::thread::capability_is_in_bounding_set(bit).unwrap_or(false)
+    };
+    (0..capabilities::COUNT).filter(held).fold(0, |bits, n| bits | 1 << n) & permitted
+}

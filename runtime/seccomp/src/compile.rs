@@ -35,8 +35,12 @@ pub(crate) fn compile_as(
     machine: Machine,
     optimize: u32,
 ) -> Result<Vec<u8>, CompileError> {
-    let mut code: Vec<u8> = gate::gate(filter)?.into_iter().flat_map(bytes).collect();
-    code.extend(library(filter, machine, optimize)?);
+    let settled = gate::settled(filter);
+    let gate = gate::gate(filter, &settled);
+    let mut code: Vec<u8> = gate.into_iter().flat_map(bytes).collect();
+    let rest: Vec<&Rule> =
+        filter.rules.iter().filter(|rule| !settled.contains_key(rule.name.as_str())).collect();
+    code.extend(library(filter, &rest, machine, optimize)?);
     let instructions = code.len() / INSTRUCTION;
     if instructions > MOST_INSTRUCTIONS {
         return Err(CompileError::TooLong { instructions, limit: MOST_INSTRUCTIONS });
@@ -48,7 +52,12 @@ pub(crate) fn library_version() -> String {
     ScmpVersion::current().map_or_else(|_| "of unknown version".into(), |found| found.to_string())
 }
 
-fn library(filter: &Filter, machine: Machine, optimize: u32) -> Result<Vec<u8>, CompileError> {
+fn library(
+    filter: &Filter,
+    rules: &[&Rule],
+    machine: Machine,
+    optimize: u32,
+) -> Result<Vec<u8>, CompileError> {
     let stage = |stage| move |source| CompileError::Library { stage, source };
     let mut context = ScmpFilterContext::new(filter.default).map_err(stage("begin a filter"))?;
     for arch in &filter.arches {
@@ -58,7 +67,7 @@ fn library(filter: &Filter, machine: Machine, optimize: u32) -> Result<Vec<u8>, 
         context.remove_arch(ScmpArch::Native).map_err(stage("remove the native table"))?;
     }
     context.set_ctl_optimize(optimize).map_err(stage("ask for a binary tree"))?;
-    for rule in &filter.rules {
+    for rule in rules {
         add(&mut context, rule, filter)?;
     }
     let memfd = rustix::fs::memfd_create("seccomp", MemfdFlags::CLOEXEC);
@@ -81,8 +90,7 @@ fn add(context: &mut ScmpFilterContext, rule: &Rule, filter: &Filter) -> Result<
     }
     let Some(syscall) = gate::named(&rule.name) else {
         let name = rule.name.clone();
-        let answered = gate::newer(&name).is_some() && rule.conditions.is_empty();
-        if answered || permits(rule.action) || !permits(filter.default) {
+        if permits(rule.action) || !permits(filter.default) {
             return Ok(());
         }
         return Err(CompileError::Unknown { name, version: library_version() });

@@ -72,6 +72,4 @@ pub enum CompileError {
     Export(io::Error),
     #[error("the program has {instructions} instructions, the kernel takes at most {limit}")]
     TooLong { instructions: usize, limit: usize },
-    #[error("the profile's numbers fall into too many pieces to be told apart")]
-    Scattered,
 }

@@ -50,9 +50,13 @@ pub(crate) fn filter(path: &Path, bytes: &[u8], facts: Facts<'_>) -> Result<Filt
     let unusable = |source| Error::File { path: path.to_owned(), source };
     let profile = parse(bytes).map_err(unusable)?;
     let mut chosen = Vec::new();
+    let mut inapplicable = Vec::new();
     for (index, syscall) in profile.syscalls.iter().enumerate() {
+        let names = syscall.names(index).map_err(unusable)?;
         if syscall.applies(facts).map_err(unusable)? {
-            chosen.push((syscall.names(index).map_err(unusable)?, syscall));
+            chosen.push((names, syscall));
+        } else {
+            inapplicable.extend_from_slice(names);
         }
     }
     let errno = errno(profile.default_errno_ret, profile.default_errno.as_deref());
@@ -78,7 +82,7 @@ pub(crate) fn filter(path: &Path, bytes: &[u8], facts: Facts<'_>) -> Result<Filt
         }));
     }
     let arches = arches(&profile.tables(facts.machine), facts.machine.arches());
-    Ok(Filter { default, arches, rules: list, known: known(default) })
+    Ok(Filter { default, arches, rules: list, known: known(default, inapplicable) })
 }
 
 fn parse(bytes: &[u8]) -> Result<ProfileFile, FileError> {

@@ -25,9 +25,10 @@ pub(crate) struct Filter {
 pub(crate) enum Known {
     /// The calls of the rules and these, which the default action refuses.
     Listed(Vec<&'static str>),
-    /// Every number up to the newest that a rule names: a profile file does not list what it
-    /// refuses, so a number in between was refused, and a higher one did not exist yet.
-    UpToNewest,
+    /// Every number up to the newest that a rule or this list (rules that do not apply here)
+    /// names: a profile file does not list what it refuses, so a number in between was refused,
+    /// and a higher one did not exist yet.
+    UpToNewest(Vec<String>),
     /// The default action answers for everything.
     Everything,
 }
@@ -76,9 +77,14 @@ pub(crate) fn permits(action: ScmpAction) -> bool {
 }
 
 /// What the gate does for a profile that somebody else wrote.
-pub(crate) fn known(default: ScmpAction) -> Known {
+/// `inapplicable` are the calls of rules that were left out.
+pub(crate) fn known(default: ScmpAction, inapplicable: Vec<String>) -> Known {
     let answers_enosys = default == ScmpAction::Errno(ENOSYS as i32);
-    if permits(default) || answers_enosys { Known::Everything } else { Known::UpToNewest }
+    if permits(default) || answers_enosys {
+        Known::Everything
+    } else {
+        Known::UpToNewest(inapplicable)
+    }
 }
 
 /// `errno` is `errnoRet`; EPERM where it is absent, as the runtime specification says.

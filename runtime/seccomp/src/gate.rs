@@ -1,11 +1,15 @@
-//! The first part of every program: numbers nobody decided about answer ENOSYS, and calls newer
-//! than the installed libseccomp are answered here, because it cannot name them.
+//! The first part of every program: a search for the call's number among ranges with one answer.
+//!
+//! It answers what needs no look at arguments, which is nearly everything: libseccomp's own
+//! program, with an instruction or two for each call, is ten times as long, and the kernel checks,
+//! translates and tries out every instruction at each start of a container. It knows calls newer
+//! than the installed libseccomp, and it tells a number nobody decided about from a refused one.
 
-use crate::error::CompileError;
 use crate::filter::{ENOSYS, Filter, Known};
 use crate::machine::{X32_BIT, audit};
 use libseccomp::{ScmpAction, ScmpArch, ScmpSyscall};
 use std::collections::BTreeMap;
+use std::ops::{Range, RangeInclusive};
 
 /// One `struct sock_filter` of linux/filter.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +63,11 @@ const ARM_PRIVATE: u32 = 0x000f_0000;
 
 /// On 32-bit x86 libseccomp gives these calls negative names of its own, since each has two
 /// numbers: one behind socketcall(2) or ipc(2) and a direct one in these ranges.
-const X86_SOCKET: (std::ops::RangeInclusive<i32>, std::ops::Range<u32>) = (-199..=-100, 359..374);
-const X86_IPC: (std::ops::RangeInclusive<i32>, std::ops::Range<u32>) = (-299..=-200, 393..403);
+const DOUBLED: [(RangeInclusive<i32>, Range<u32>); 2] =
+    [(-199..=-100, 359..374), (-299..=-200, 393..403)];
+
+/// The first numbers. libseccomp must know what was decided about them when it adds the others.
+const DOUBLES: [&str; 2] = ["socketcall", "ipc"];
 
 /// What happens to the numbers from one start to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +91,31 @@ pub(crate) fn named(name: &str) -> Option<ScmpSyscall> {
     ScmpSyscall::from_name(name).ok()
 }
 
+/// The calls that the gate answers alone, with the kernel's `SECCOMP_RET_*`. The others have
+/// conditions, contradict themselves (for libseccomp to complain about), or have a second way in
+/// on 32-bit x86 whose arguments must be looked at.
+pub(crate) fn settled(filter: &Filter) -> BTreeMap<&str, u32> {
+    let mut answers: BTreeMap<&str, Option<u32>> = BTreeMap::new();
+    for rule in &filter.rules {
+        let answer = Some(ret(rule.action)).filter(|_| rule.conditions.is_empty());
+        let before = answers.entry(&rule.name).or_insert(answer);
+        if *before != answer {
+            *before = None;
+        }
+    }
+    let doubled = |name: &str| {
+        filter.arches.contains(&ScmpArch::X86)
+            && (DOUBLES.contains(&name) || raw(name, ScmpArch::X86).is_some_and(is_doubled))
+    };
+    answers
+        .into_iter()
+        .filter_map(|(name, answer)| answer.map(|answer| (name, answer)))
+        .filter(|(name, _)| !doubled(name))
+        .collect()
+}
+
 /// The instructions to put before the compiled filter. They end by falling through to it.
-pub(crate) fn gate(filter: &Filter) -> Result<Vec<Instruction>, CompileError> {
+pub(crate) fn gate(filter: &Filter, settled: &BTreeMap<&str, u32>) -> Vec<Instruction> {
     // x86_64 and x32 are told apart by the number only, so they share one run of segments.
     let mut tables: Vec<(u32, Segments)> = Vec::new();
     for arch in &filter.arches {
@@ -96,64 +126,75 @@ pub(crate) fn gate(filter: &Filter) -> Result<Vec<Instruction>, CompileError> {
             tables.push((audit, Segments::from([(0, nothing)])));
             tables.len() - 1
         });
-        decide(&mut tables[at].1, filter, *arch);
+        decide(&mut tables[at].1, filter, settled, *arch);
     }
     let mut code = vec![load(ARCH)];
     for (audit, segments) in &tables {
-        let block = block(segments)?;
+        let block = block(segments);
         code.push(Instruction { code: JUMP_EQUAL, jt: 1, jf: 0, k: *audit });
         code.push(Instruction { code: JUMP, jt: 0, jf: 0, k: block.len() as u32 });
         code.extend(block);
     }
-    Ok(code)
+    code
 }
 
 /// Enters one table's numbers.
-fn decide(segments: &mut Segments, filter: &Filter, arch: ScmpArch) {
+fn decide(segments: &mut Segments, filter: &Filter, settled: &BTreeMap<&str, u32>, arch: ScmpArch) {
     let bit = if arch == ScmpArch::X32 { X32_BIT } else { 0 };
-    let listed = if let Known::Listed(refused) = &filter.known { refused.as_slice() } else { &[] };
+    let besides: Vec<&str> = match &filter.known {
+        Known::Listed(names) => names.clone(),
+        Known::UpToNewest(names) => names.iter().map(String::as_str).collect(),
+        Known::Everything => Vec::new(),
+    };
     let rules = filter.rules.iter().map(|rule| rule.name.as_str());
-    let numbers = rules.chain(listed.iter().copied()).flat_map(|name| numbers(name, arch));
+    let decided = rules.chain(besides).flat_map(|name| numbers(name, arch));
     match &filter.known {
         Known::Everything => {}
-        Known::Listed(_) => numbers.for_each(|range| set(segments, range, Verdict::Pass)),
-        Known::UpToNewest => {
+        Known::Listed(_) => decided.for_each(|range| set(segments, range, Verdict::Pass)),
+        Known::UpToNewest(_) => {
             let (private, usual): (Vec<_>, Vec<_>) =
-                numbers.partition(|range| range.start & !X32_BIT >= ARM_PRIVATE);
+                decided.partition(|range| range.start & !X32_BIT >= ARM_PRIVATE);
             private.into_iter().for_each(|range| set(segments, range, Verdict::Pass));
             if let Some(end) = usual.iter().map(|range| range.end).max() {
                 set(segments, bit..end, Verdict::Pass);
             }
         }
     }
-    for rule in &filter.rules {
-        let Some(number) = newer(&rule.name) else { continue };
-        if named(&rule.name).is_none() && rule.conditions.is_empty() {
-            let number = bit | number;
-            set(segments, number..number + 1, Verdict::Return(ret(rule.action)));
+    for (name, answer) in settled {
+        for range in numbers(name, arch) {
+            set(segments, range, Verdict::Return(*answer));
         }
-    }
-    // A refused call that libseccomp cannot name: the default action, by its number.
-    for number in listed.iter().filter(|name| named(name).is_none()).filter_map(|name| newer(name))
-    {
-        let number = bit | number;
-        set(segments, number..number + 1, Verdict::Return(ret(filter.default)));
     }
 }
 
 /// Every number under which a call of that name can be made in a table.
-fn numbers(name: &str, arch: ScmpArch) -> Vec<std::ops::Range<u32>> {
-    let direct = ScmpSyscall::from_name_by_arch(name, arch).map(ScmpSyscall::as_raw_syscall);
-    let Ok(direct) = direct else { return Vec::new() };
+fn numbers(name: &str, arch: ScmpArch) -> Vec<Range<u32>> {
+    let Some(direct) = raw(name, arch) else {
+        let bit = if arch == ScmpArch::X32 { X32_BIT } else { 0 };
+        let newer = newer(name).map(|number| bit | number);
+        return newer.map(|number| number..number + 1).into_iter().collect();
+    };
     if let Ok(number) = u32::try_from(direct) {
         return std::iter::once(number..number + 1).collect();
     }
-    let doubled = [X86_SOCKET, X86_IPC].into_iter().find(|(names, _)| names.contains(&direct));
-    doubled.filter(|_| arch == ScmpArch::X86).map(|(_, numbers)| numbers).into_iter().collect()
+    let doubled = DOUBLED.iter().find(|(names, _)| names.contains(&direct));
+    doubled
+        .filter(|_| arch == ScmpArch::X86)
+        .map(|(_, numbers)| numbers.clone())
+        .into_iter()
+        .collect()
+}
+
+fn raw(name: &str, arch: ScmpArch) -> Option<i32> {
+    ScmpSyscall::from_name_by_arch(name, arch).map(ScmpSyscall::as_raw_syscall).ok()
+}
+
+fn is_doubled(raw: i32) -> bool {
+    DOUBLED.iter().any(|(names, _)| names.contains(&raw))
 }
 
 /// Writes one range over whatever was there.
-fn set(segments: &mut Segments, range: std::ops::Range<u32>, verdict: Verdict) {
+fn set(segments: &mut Segments, range: Range<u32>, verdict: Verdict) {
     let after = segments.range(..=range.end).next_back().map_or(Verdict::Pass, |(_, v)| *v);
     segments.retain(|start, _| !range.contains(start));
     segments.insert(range.start, verdict);
@@ -161,7 +202,7 @@ fn set(segments: &mut Segments, range: std::ops::Range<u32>, verdict: Verdict) {
 }
 
 /// A binary search over one table's segments. Falls off its end for [`Verdict::Pass`].
-fn block(segments: &Segments) -> Result<Vec<Instruction>, CompileError> {
+fn block(segments: &Segments) -> Vec<Instruction> {
     let mut merged: Vec<(u32, Verdict)> = Vec::new();
     for (start, verdict) in segments {
         if merged.last().is_none_or(|(_, before)| before != verdict) {
@@ -169,32 +210,40 @@ fn block(segments: &Segments) -> Result<Vec<Instruction>, CompileError> {
         }
     }
     let mut code = vec![load(NUMBER)];
-    search(&merged, &mut code)?;
+    search(&merged, &mut code);
     let end = code.len();
     for (at, instruction) in code.iter_mut().enumerate() {
-        if instruction.code == JUMP {
+        if instruction.code == JUMP && instruction.k == TO_THE_END {
             instruction.k = (end - at - 1) as u32;
         }
     }
-    Ok(code)
+    code
 }
 
-fn search(segments: &[(u32, Verdict)], code: &mut Vec<Instruction>) -> Result<(), CompileError> {
+/// A distance that `block` replaces.
+const TO_THE_END: u32 = u32::MAX;
+
+fn search(segments: &[(u32, Verdict)], code: &mut Vec<Instruction>) {
     let [(_, verdict)] = segments else {
         let (low, high) = segments.split_at(segments.len() / 2);
-        let at = code.len();
-        code.push(Instruction { code: JUMP_AT_LEAST, jt: 0, jf: 0, k: high[0].0 });
-        search(low, code)?;
-        let over = code.len() - at - 1;
-        code[at].jt = u8::try_from(over).map_err(|_| CompileError::Scattered)?;
+        let mut below = Vec::new();
+        search(low, &mut below);
+        let test = Instruction { code: JUMP_AT_LEAST, jt: 0, jf: 0, k: high[0].0 };
+        match u8::try_from(below.len()) {
+            Ok(over) => code.push(Instruction { jt: over, ..test }),
+            // A condition reaches 255 instructions, a plain jump any distance.
+            Err(_) => code.extend([
+                Instruction { jf: 1, ..test },
+                Instruction { code: JUMP, jt: 0, jf: 0, k: below.len() as u32 },
+            ]),
+        }
+        code.extend(below);
         return search(high, code);
     };
     code.push(match verdict {
-        // `block` fills in the distance.
-        Verdict::Pass => Instruction { code: JUMP, jt: 0, jf: 0, k: 0 },
+        Verdict::Pass => Instruction { code: JUMP, jt: 0, jf: 0, k: TO_THE_END },
         Verdict::Return(k) => Instruction { code: RETURN, jt: 0, jf: 0, k: *k },
     });
-    Ok(())
 }
 
 fn load(k: u32) -> Instruction {

@@ -30,7 +30,7 @@ pub(crate) fn filter(spec: &LinuxSeccomp, machine: Machine) -> Result<(Filter, u
     }
     let listed = spec.architectures().as_deref().unwrap_or_default();
     let arches = arches(listed, machine.arches());
-    Ok((Filter { default, arches, rules: list, known: known(default) }, flags))
+    Ok((Filter { default, arches, rules: list, known: known(default, Vec::new()) }, flags))
 }
 
 fn bit(flag: LinuxSeccompFilterFlag) -> u32 {

@@ -1,0 +1,289 @@
+//! A group's life in every hierarchy at once: make it, join it, remove it.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use crate::{Error, Hierarchies, Setting, limits::Missing};
+
+/// What `remove` found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// Gone from every hierarchy (or never there).
+    Gone,
+    /// Something still lives in it: kill, reap and ask again.
+    Busy,
+}
+
+/// How to be in a group without the global lock that moving another process takes (milliseconds).
+#[derive(Debug)]
+pub struct Joins {
+    /// v1 `tasks` files: a single-threaded process writes `0` to each, by itself.
+    pub tasks: Vec<OwnedFd>,
+    /// The v2 directory, for CLONE_INTO_CGROUP.
+    pub born: Option<OwnedFd>,
+}
+
+impl Joins {
+    /// Moves the calling process, which must have one thread, into the v1 groups.
+    pub fn enter_v1(&self) -> Result<(), rustix::io::Errno> {
+        self.tasks.iter().try_for_each(|f| rustix::io::write(f, b"0").map(|_| ()))
+    }
+}
+
+/// How deep a container may nest groups below its own before removal gives up on the subtree. The kernel's own
+/// `cgroup.max.depth` is unlimited by default; nobody nests deeper than a few levels.
+const MAX_DEPTH: usize = 32;
+
+impl Hierarchies {
+    /// Makes the group (and missing parents) in every hierarchy; a group that is there already is kept.
+    pub fn create(&self, group: &str) -> Result<(), Error> {
+        check(group)?;
+        for h in &self.v1 {
+            let cpuset = h.controllers.iter().any(|c| c == "cpuset");
+            make(&h.mount, group, |dir| if cpuset { inherit_cpuset(dir) } else { Ok(()) })?;
+        }
+        if let Some(mount) = &self.unified {
+            let v2 = self.is_v2();
+            make(mount, group, |dir| {
+                // Controllers are handed to the new directory by its parent; on hybrid nodes what is there is tried.
+                delegate(dir.parent().unwrap_or(mount), v2)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes the settings of a group. A setting whose controller is not mounted is an error or nothing,
+    /// as it says itself.
+    pub fn apply(&self, group: &str, settings: &[Setting]) -> Result<(), Error> {
+        for s in settings {
+            let dir = match self.dir(s.controller, group) {
+                Some(dir) => Some(dir),
+                None => {
+                    self.unified_dir(group).filter(|d| self.is_v2() || d.join(&s.file).exists())
+                }
+            };
+            let Some(dir) = dir else {
+                match s.missing {
+                    Missing::Ignore => continue,
+                    Missing::Refuse => {
+                        return Err(Error::NoController {
+                            controller: s.controller,
+                            file: s.file.clone(),
+                        });
+                    }
+                }
+            };
+            let path = dir.join(&s.file);
+            match fs::OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .and_then(|mut f| f.write_all(s.value.as_bytes()))
+            {
+                Err(e) if e.kind() == ErrorKind::NotFound && s.missing == Missing::Ignore => {}
+                Err(source) => return Err(Error::Limit { value: s.value.clone(), path, source }),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What a process needs to be in the group, opened.
+    pub fn joins(&self, group: &str) -> Result<Joins, Error> {
+        let open = |path: PathBuf, write: bool| {
+            let file = fs::OpenOptions::new().read(!write).write(write).open(&path);
+            file.map(OwnedFd::from).map_err(|e| Error::file("open", path, e))
+        };
+        let v1 = self
+            .v1
+            .iter()
+            .map(|h| open(crate::hierarchy::under(&h.mount, group).join("tasks"), true));
+        let born = self.unified_dir(group).map(|dir| open(dir, false)).transpose()?;
+        Ok(Joins { tasks: v1.collect::<Result<_, _>>()?, born })
+    }
+
+    /// Makes a group inside `group` that only serves to find a subtree of its processes. On v1 it exists in one
+    /// hierarchy; the processes stay in `group` in all others.
+    pub fn create_tracker(&self, group: &str, name: &str) -> Result<String, Error> {
+        let tracker = format!("{}/{name}", group.trim_end_matches('/'));
+        check(&tracker)?;
+        let dir =
+            if self.is_v2() { self.unified_dir(&tracker) } else { self.tracking_dir(&tracker) };
+        let dir = dir.ok_or_else(|| Error::BadPath("no cgroup hierarchy is mounted".into()))?;
+        match rustix::fs::mkdir(&dir, rustix::fs::Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(tracker),
+            Err(e) => Err(Error::file("make", dir, e.into())),
+        }
+    }
+
+    /// As `joins` for `group`, but in the tracker where that exists.
+    pub fn tracked_joins(&self, group: &str, tracker: &str) -> Result<Joins, Error> {
+        let mut joins = self.joins(group)?;
+        let open = |path: PathBuf, write: bool| {
+            let file = fs::OpenOptions::new().read(!write).write(write).open(&path);
+            file.map(OwnedFd::from).map_err(|e| Error::file("open", path, e))
+        };
+        if self.is_v2() {
+            joins.born = self.unified_dir(tracker).map(|d| open(d, false)).transpose()?;
+        } else if let (Some(of_group), Some(dir)) =
+            (self.tracking_dir(group), self.tracking_dir(tracker))
+        {
+            let at =
+                self.v1.iter().position(|h| of_group == crate::hierarchy::under(&h.mount, group));
+            if let Some(at) = at {
+                joins.tasks[at] = open(dir.join("tasks"), true)?;
+            }
+        }
+        Ok(joins)
+    }
+
+    /// Removes the group with everything nested in it, in every hierarchy. Idempotent.
+    pub fn remove(&self, group: &str) -> Result<Removal, Error> {
+        check(group)?;
+        let mut outcome = Removal::Gone;
+        for dir in self.dirs(group) {
+            if remove_tree(&dir, 0)? == Removal::Busy {
+                outcome = Removal::Busy;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Removes `group` and then its parents as long as they are empty. For trees that are wholly ours.
+    pub fn prune(&self, group: &str) {
+        let mut path = PathBuf::from(group);
+        while path.as_os_str().len() > 1 {
+            for dir in self.dirs(&path.to_string_lossy()) {
+                let _ = fs::remove_dir(dir); // not empty or not there: both are fine
+            }
+            if !path.pop() {
+                break;
+            }
+        }
+    }
+
+    /// Whether the group exists in any hierarchy.
+    pub fn exists(&self, group: &str) -> bool {
+        self.dirs(group).iter().any(|d| d.is_dir())
+    }
+}
+
+/// A group path comes from a specification: absolute, normal components only, never the root itself.
+fn check(group: &str) -> Result<(), Error> {
+    let path = Path::new(group);
+    let normal = path.components().skip(1).all(|c| matches!(c, Component::Normal(_)));
+    if path.is_absolute() && normal && path.components().count() > 1 {
+        return Ok(());
+    }
+    Err(Error::BadPath(format!(
+        "cgroup path {group:?} must be absolute, without `..`, and not the root"
+    )))
+}
+
+fn make(
+    mount: &Path,
+    group: &str,
+    prepare: impl Fn(&Path) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut dir = mount.to_path_buf();
+    for part in group.split('/').filter(|p| !p.is_empty()) {
+        dir.push(part);
+        match rustix::fs::mkdir(&dir, rustix::fs::Mode::from_raw_mode(0o755)) {
+            Ok(()) => prepare(&dir)?,
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => return Err(Error::file("make", &dir, e.into())),
+        }
+    }
+    Ok(())
+}
+
+/// A new v1 cpuset starts empty and refuses tasks until it has CPUs and memory nodes.
+fn inherit_cpuset(dir: &Path) -> Result<(), Error> {
+    let Some(parent) = dir.parent() else { return Ok(()) };
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let (from, to) = (parent.join(file), dir.join(file));
+        let text = fs::read_to_string(&from).map_err(|e| Error::file("read", &from, e))?;
+        let value = text.trim();
+        if !value.is_empty() {
+            fs::write(&to, value).map_err(|source| Error::Limit {
+                value: value.into(),
+                path: to,
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Enables in `parent` every controller it has, so that its children can be limited.
+fn delegate(parent: &Path, strict: bool) -> Result<(), Error> {
+    let path = parent.join("cgroup.controllers");
+    let available = fs::read_to_string(&path).map_err(|e| Error::file("read", path, e))?;
+    let path = parent.join("cgroup.subtree_control");
+    for controller in available.split_whitespace() {
+        let value = format!("+{controller}");
+        match fs::write(&path, &value) {
+            Err(source)
+                if strict
+                    && source.kind() != ErrorKind::NotFound
+                    && source.raw_os_error() != Some(16) =>
+            {
+                return Err(Error::Limit { value, path, source });
+            }
+            _ => {} // EBUSY: the parent holds processes; its children then live without that controller
+        }
+    }
+    Ok(())
+}
+
+fn remove_tree(dir: &Path, depth: usize) -> Result<Removal, Error> {
+    match fs::remove_dir(dir) {
+        Ok(()) => return Ok(Removal::Gone),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Removal::Gone),
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {}
+        Err(e) => return Err(Error::file("remove", dir, e)),
+    }
+    if depth < MAX_DEPTH {
+        for child in children(dir)? {
+            remove_tree(&child, depth + 1)?;
+        }
+    }
+    match fs::remove_dir(dir) {
+        Ok(()) => Ok(Removal::Gone),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Removal::Gone),
+        Err(_) => Ok(Removal::Busy),
+    }
+}
+
+/// The directories directly inside a group.
+pub(crate) fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|e| Error::file("list", dir, e))?,
+    };
+    Ok(entries
+        .flatten()
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|e| e.path())
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_and_escaping_paths_are_refused() {
+        for bad in ["/", "", "relative", "/a/../b"] {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
+        assert!(check("/a/b").is_ok());
+    }
+
+    #[test]
+    fn removing_a_group_that_never_was_is_fine() {
+        let h = Hierarchies { v1: vec![], unified: Some("/nonexistent".into()) };
+        assert_eq!(h.remove("/a/b").expect("idempotent"), Removal::Gone);
+    }
+}

@@ -1,0 +1,167 @@
+//! Which cgroup hierarchies this node has mounted, read once from mountinfo.
+
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+
+/// The three layouts a node can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// Controllers on v1 hierarchies only.
+    V1,
+    /// v1 controllers plus a v2 tree beside them.
+    Hybrid,
+    /// One v2 tree.
+    V2,
+}
+
+/// One mounted v1 hierarchy: `["cpu", "cpuacct"]` when co-mounted, `["name=systemd"]` when named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hierarchy {
+    pub controllers: Vec<String>,
+    pub mount: PathBuf,
+}
+
+impl Hierarchy {
+    /// The directory name under `/sys/fs/cgroup` (`cpu`, `systemd`): what a container sees it as.
+    pub fn label(&self) -> String {
+        self.mount
+            .file_name()
+            .map_or_else(|| self.controllers.join(","), |n| n.to_string_lossy().into_owned())
+    }
+}
+
+/// Every hierarchy of this node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hierarchies {
+    pub v1: Vec<Hierarchy>,
+    pub unified: Option<PathBuf>,
+}
+
+/// Which layout this node has, from `/proc/self/mountinfo`.
+pub fn driver() -> Result<Driver, Error> {
+    Hierarchies::detect().map(|h| h.driver())
+}
+
+impl Hierarchies {
+    /// Reads `/proc/self/mountinfo`.
+    pub fn detect() -> Result<Self, Error> {
+        let path = "/proc/self/mountinfo";
+        let text = std::fs::read_to_string(path).map_err(|e| Error::file("read", path, e))?;
+        Ok(Self::parse(&text))
+    }
+
+    /// Picks the cgroup mounts out of a mountinfo text; the first mount of a hierarchy wins, because later
+    /// ones are usually the partial views that containers get.
+    pub fn parse(mountinfo: &str) -> Self {
+        let mut found = Self::default();
+        for line in mountinfo.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let mut right = right.split(' ');
+            let (kind, options) = (right.next().unwrap_or(""), right.nth(1).unwrap_or(""));
+            let Some(mount) = left.split(' ').nth(4).map(|m| PathBuf::from(unescape(m))) else {
+                continue;
+            };
+            match kind {
+                "cgroup2" if found.unified.is_none() => found.unified = Some(mount),
+                "cgroup" => found.add_v1(controllers(options), mount),
+                _ => {}
+            }
+        }
+        found
+    }
+
+    fn add_v1(&mut self, controllers: Vec<String>, mount: PathBuf) {
+        if !controllers.is_empty() && !self.v1.iter().any(|h| h.controllers == controllers) {
+            self.v1.push(Hierarchy { controllers, mount });
+        }
+    }
+
+    pub fn driver(&self) -> Driver {
+        match (self.v1.is_empty(), &self.unified) {
+            (true, _) => Driver::V2,
+            (false, None) => Driver::V1,
+            (false, Some(_)) => Driver::Hybrid,
+        }
+    }
+
+    pub fn is_v2(&self) -> bool {
+        self.driver() == Driver::V2
+    }
+
+    /// The directory of `group` in the hierarchy that carries `controller`.
+    pub fn dir(&self, controller: &str, group: &str) -> Option<PathBuf> {
+        let v1 = self.v1.iter().find(|h| h.controllers.iter().any(|c| c == controller));
+        v1.map(|h| under(&h.mount, group))
+    }
+
+    /// The directory of `group` in the v2 tree.
+    pub fn unified_dir(&self, group: &str) -> Option<PathBuf> {
+        self.unified.as_deref().map(|m| under(m, group))
+    }
+
+    /// The directory of `group` in every hierarchy, v1 first.
+    pub fn dirs(&self, group: &str) -> Vec<PathBuf> {
+        self.v1
+            .iter()
+            .map(|h| &h.mount)
+            .chain(self.unified.iter())
+            .map(|m| under(m, group))
+            .collect()
+    }
+}
+
+pub(crate) fn under(mount: &Path, group: &str) -> PathBuf {
+    mount.join(group.trim_start_matches('/'))
+}
+
+/// The controllers of a v1 mount are among its super-block options, mixed with flags such as `rw` and `xattr`.
+fn controllers(options: &str) -> Vec<String> {
+    const FLAGS: [&str; 6] = ["rw", "ro", "xattr", "clone_children", "noprefix", "cpuset_v2_mode"];
+    let wanted = |o: &&str| !FLAGS.contains(o) && !o.starts_with("release_agent=");
+    options.split(',').filter(wanted).map(str::to_owned).collect()
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &str) -> String {
+    let mut out = field.to_owned();
+    for (code, plain) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+        out = out.replace(code, plain);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+42 31 0:29 / /mnt/with\\040space rw,relatime - cgroup cgroup rw,cpu,cpuacct
+";
+
+    #[test]
+    fn a_hybrid_node_shows_its_v1_hierarchies_once_and_its_v2_tree() {
+        let h = Hierarchies::parse(HYBRID);
+        assert_eq!(h.driver(), Driver::Hybrid);
+        assert_eq!(h.v1.len(), 2);
+        assert_eq!(h.dir("cpuacct", "/a/b"), Some(PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/a/b")));
+        assert_eq!(h.v1[1].controllers, ["name=systemd"]);
+        assert_eq!(h.unified_dir("/a"), Some(PathBuf::from("/sys/fs/cgroup/unified/a")));
+    }
+
+    #[test]
+    fn a_pure_v2_node_is_told_from_a_hybrid_one() {
+        let h =
+            Hierarchies::parse("30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate");
+        assert_eq!((h.driver(), h.is_v2()), (Driver::V2, true));
+    }
+
+    #[test]
+    fn escaped_mount_points_are_read_as_they_are() {
+        assert_eq!(unescape("/mnt/with\\040space"), "/mnt/with space");
+    }
+}

@@ -1,0 +1,164 @@
+//! What creator, init and their parent say to each other over one SEQPACKET socket.
+//!
+//! Upwards: `Planned` from the creator, `Init` (its credentials carry its pid, translated by the kernel), then `Ready` or `Failed`, and at exec
+//! the close of the socket, which means success. Downwards: one byte, `TO_START`.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+
+use crate::error::Error;
+
+/// The byte that lets a waiting init go on to exec.
+pub const TO_START: u8 = b'S';
+
+/// Longest report; error texts beyond it are cut.
+const REPORT_MAX: usize = 4096;
+
+/// One message upwards.
+#[derive(Debug)]
+pub enum Report {
+    /// What the creator decided and the parent must know to clean up: said before anything is made.
+    Planned {
+        cgroup: String,
+        own_pids: bool,
+    },
+    /// The first word of the new process.
+    Init {
+        pid: i32,
+    },
+    /// Everything is set up; with a terminal, its master end.
+    Ready {
+        terminal: Option<OwnedFd>,
+    },
+    /// Something asked for could not be granted on this node and was clamped.
+    Clamped(String),
+    Failed(Error),
+    /// All ends of the peer are closed: exec succeeded, or the process died.
+    Closed,
+}
+
+/// The parent's end wants to know who speaks.
+pub fn expect_credentials(parent: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::net::sockopt::set_socket_passcred(parent, true)
+}
+
+/// `own_pids`: init is pid 1 of its own namespace, so the kernel ends the others with it.
+pub fn say_planned(channel: BorrowedFd<'_>, cgroup: &str, own_pids: bool) -> Result<(), Error> {
+    say(channel, &[b"P", if own_pids { b"1" } else { b"0" }, cgroup.as_bytes()].concat(), None)
+}
+
+pub(crate) fn say_init(channel: BorrowedFd<'_>) -> Result<(), Error> {
+    say(channel, b"I", None)
+}
+
+pub(crate) fn say_ready(
+    channel: BorrowedFd<'_>,
+    terminal: Option<BorrowedFd<'_>>,
+) -> Result<(), Error> {
+    say(channel, b"R", terminal)
+}
+
+pub(crate) fn say_clamped(channel: BorrowedFd<'_>, text: &str) -> Result<(), Error> {
+    say(channel, &[b"C", text.as_bytes()].concat(), None)
+}
+
+/// Best effort: when even this fails, the parent sees the close.
+pub fn say_failed(channel: BorrowedFd<'_>, error: &Error) {
+    let _ = say(channel, &encode_failed(error), None);
+}
+
+/// Blocks until the parent says start. `Ok(false)` means that the parent is gone.
+pub(crate) fn wait_start(channel: BorrowedFd<'_>) -> Result<bool, Error> {
+    let mut byte = [0u8; 1];
+    loop {
+        match rustix::net::recv(channel, &mut byte[..], RecvFlags::empty()) {
+            Ok((0, _)) => return Ok(false),
+            Ok(_) => return Ok(byte[0] == TO_START),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(Error::new("wait for start", e.to_string())),
+        }
+    }
+}
+
+/// Lets the init at the other end go on to exec.
+pub fn say_start(parent: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::net::send(parent, &[TO_START], SendFlags::NOSIGNAL).map(|_| ())
+}
+
+/// Takes one report. EAGAIN when `parent` is non-blocking and nothing is there.
+pub fn listen(parent: BorrowedFd<'_>) -> Result<Report, Errno> {
+    let mut text = [0u8; REPORT_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got =
+        rustix::net::recvmsg(parent, &mut [IoSliceMut::new(&mut text)], &mut ancillary, flags)?;
+    let (mut fd, mut pid) = (None, 0);
+    for message in ancillary.drain() {
+        match message {
+            RecvAncillaryMessage::ScmRights(rights) => fd = rights.last(),
+            RecvAncillaryMessage::ScmCredentials(c) => pid = c.pid.as_raw_nonzero().get(),
+            _ => {}
+        }
+    }
+    Ok(match text[..got.bytes].split_first() {
+        None => Report::Closed,
+        Some((b'I', _)) => Report::Init { pid },
+        Some((b'P', text)) => Report::Planned {
+            own_pids: text.first() == Some(&b'1'),
+            cgroup: String::from_utf8_lossy(text.get(1..).unwrap_or_default()).into_owned(),
+        },
+        Some((b'R', _)) => Report::Ready { terminal: fd },
+        Some((b'C', text)) => Report::Clamped(String::from_utf8_lossy(text).into_owned()),
+        Some((_, text)) => Report::Failed(decode_failed(text)),
+    })
+}
+
+fn encode_failed(error: &Error) -> Vec<u8> {
+    let mut out = [b"F", error.stage.as_bytes(), b"\0", error.message.as_bytes()].concat();
+    out.truncate(REPORT_MAX);
+    out
+}
+
+fn decode_failed(bytes: &[u8]) -> Error {
+    let text = String::from_utf8_lossy(bytes);
+    let (stage, message) = text.split_once('\0').unwrap_or(("", &text));
+    Error::new(stage, message)
+}
+
+fn say(channel: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<_> = fd.into_iter().collect();
+    if !fds.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    rustix::net::sendmsg(
+        channel.as_fd(),
+        &[IoSlice::new(bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .map(|_| ())
+    .map_err(|e| Error::new("report", e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_keeps_its_stage_and_text_and_is_cut_when_endless() {
+        let error = Error::new("mount /data", "open /srv/x: No such file or directory");
+        assert_eq!(decode_failed(&encode_failed(&error)[1..]), error);
+        let endless = Error::new("s", "x".repeat(3 * REPORT_MAX));
+        assert_eq!(encode_failed(&endless).len(), REPORT_MAX);
+    }
+}

@@ -1,0 +1,119 @@
+//! The creator: makes the control group, opens what the host must open, and clones init.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use crate::error::{At, Error};
+use crate::plan::{Namespace, Plan};
+use crate::sources::{self, Sources};
+use crate::sys::process::{CloneArgs, clone};
+use crate::{channel, init};
+
+pub use crate::overlay::Upper;
+
+/// One container to create.
+#[derive(Debug)]
+pub struct Creation<'a> {
+    pub id: &'a str,
+    pub bundle: &'a Path,
+    pub plan: &'a Plan,
+    pub node: &'a cgroup::Hierarchies,
+    pub rootfs: Rootfs,
+    pub stdio: Stdio<'a>,
+    pub program: Program<'a>,
+    /// Joined instead of the network namespace that the plan names.
+    pub netns: Option<BorrowedFd<'a>>,
+    /// Compiled seccomp program.
+    pub seccomp: Option<Vec<u8>>,
+    pub shm: Option<SharedMemory>,
+    /// Init's end of the report channel.
+    pub channel: BorrowedFd<'a>,
+    /// Make init a sibling of the caller, child of the caller's parent.
+    pub sibling: bool,
+}
+
+#[derive(Debug, Clone)]
+pub enum Rootfs {
+    Layers(Layers),
+    /// A directory used as it is.
+    Directory(PathBuf),
+    /// An empty read-only root; `/dev/shm` of so many bytes when not 0. For the pause process.
+    Empty {
+        shm_size: u64,
+    },
+}
+
+/// Layers top first; no upper means read-only.
+#[derive(Debug, Clone)]
+pub struct Layers {
+    pub lowers: Vec<PathBuf>,
+    pub upper: Option<Upper>,
+    /// Skip all syncing: the data dies with the node.
+    pub volatile: bool,
+}
+
+impl Layers {
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.lowers.iter().chain(self.upper.iter().flat_map(|u| [&u.upper, &u.work]))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Stdio<'a> {
+    Pipes([BorrowedFd<'a>; 3]),
+    /// Init makes a pseudo-terminal and sends its master with `Ready`.
+    Terminal,
+}
+
+/// What init becomes.
+#[derive(Debug, Clone, Copy)]
+pub enum Program<'a> {
+    /// `args[0]`, looked up in the container.
+    Args,
+    /// An open executable: the built-in pause.
+    Sealed(BorrowedFd<'a>),
+}
+
+/// A bind from `path` means the `/dev/shm` of this pause process.
+#[derive(Debug, Clone)]
+pub struct SharedMemory {
+    pub path: PathBuf,
+    pub pause_pid: i32,
+}
+
+/// Creates the container up to the point where init waits for start; init reports over the channel by itself.
+/// Returns init's pid as this process sees it. The caller must have one thread and is left in changed namespaces:
+/// it should end soon. On failure the control group may exist: the caller's clean-up removes it as after an exit.
+pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
+    limit(c)?;
+    let sources = sources::open_all(c)?;
+    for (kind, fd) in &sources.joins {
+        // A process cannot change its own pid namespace, only that of its children.
+        if *kind == Namespace::Pid {
+            crate::init::join(*kind, fd)?;
+        }
+    }
+    let namespaces = c.plan.namespaces.new & !(Namespace::Cgroup as u64);
+    let cgroup = sources.groups.born.as_ref().map(AsRawFd::as_raw_fd);
+    let args = CloneArgs { namespaces, sibling: c.sibling, cgroup };
+    clone(args, || run_init(c, &sources))
+        .at("clone init", format!("clone3 with namespaces {namespaces:#x}"))
+}
+
+fn run_init(c: &Creation<'_>, sources: &Sources) -> i32 {
+    let error = init::run(c, sources);
+    channel::say_failed(c.channel.as_fd(), &error);
+    1
+}
+
+/// Makes the group and writes its limits, so that init is born limited.
+fn limit(c: &Creation<'_>) -> Result<(), Error> {
+    let stage = |e: cgroup::Error| Error::new("create the cgroup", e.to_string());
+    c.node.create(&c.plan.cgroup).map_err(stage)?;
+    let r = &c.plan.resources;
+    let mut settings = cgroup::limits::settings(r, c.node).map_err(stage)?;
+    if let Some(rules) = r.devices.as_ref().filter(|_| !c.node.is_v2()) {
+        settings.extend(cgroup::limits::devices(rules).map_err(stage)?);
+    }
+    c.node.apply(&c.plan.cgroup, &settings).map_err(stage)
+}

@@ -1,0 +1,93 @@
+//! Another process in a running container: into all of its namespaces and groups, under all of its confinement.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use crate::channel;
+use crate::create::Stdio;
+use crate::error::{At, Error};
+use crate::plan::Process;
+use crate::process::{self, Ending};
+use crate::sys::process::{CloneArgs, clone, close_all_except, new_session_keyring, set_stdio};
+
+/// A process to start in the container whose init is `init_pid`.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    pub init_pid: i32,
+    pub process: &'a Process,
+    pub node: &'a cgroup::Hierarchies,
+    /// The container's group.
+    pub cgroup: &'a str,
+    /// A group inside it by which the new process' whole tree can be found and killed; made by the caller
+    /// (see `cgroup::Hierarchies::create_tracker`).
+    pub tracker: Option<&'a str>,
+    pub stdio: Stdio<'a>,
+    pub seccomp: Option<&'a [u8]>,
+    pub channel: BorrowedFd<'a>,
+    pub sibling: bool,
+}
+
+const STAGE: &str = "enter the container";
+
+/// Starts the process; it reports over the channel and waits for no start. Returns its pid. As for `create`, the
+/// caller must have one thread and should end soon.
+pub fn enter(e: &Entry<'_>) -> Result<i32, Error> {
+    let init =
+        Pid::from_raw(e.init_pid).ok_or_else(|| Error::new(STAGE, "the container has no init"))?;
+    let init = pidfd_open(init, PidfdFlags::empty()).at(STAGE, "find the container's init")?;
+    let groups = match e.tracker {
+        Some(tracker) => e.node.tracked_joins(e.cgroup, tracker),
+        None => e.node.joins(e.cgroup),
+    };
+    let groups = groups.map_err(|e| Error::new(STAGE, e.to_string()))?;
+    move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::PROCESS_ID)
+        .at(STAGE, "join its pid namespace")?;
+    let args = CloneArgs {
+        namespaces: 0,
+        sibling: e.sibling,
+        cgroup: groups.born.as_ref().map(AsRawFd::as_raw_fd),
+    };
+    clone(args, || {
+        let Err(error) = become_it(e, init.as_fd(), &groups);
+        channel::say_failed(e.channel, &error);
+        1
+    })
+    .at(STAGE, "clone")
+}
+
+fn become_it(
+    e: &Entry<'_>,
+    init: BorrowedFd<'_>,
+    groups: &cgroup::Joins,
+) -> Result<Infallible, Error> {
+    process::be_undumpable()?;
+    rustix::process::setsid().at("start", "setsid")?;
+    channel::say_init(e.channel)?;
+    groups.enter_v1().at("join the cgroup", format!("write 0 to tasks of {}", e.cgroup))?;
+    process::host_settings(e.process, e.channel)?;
+    new_session_keyring(c"_ses")
+        .or_else(|n| if n == rustix::io::Errno::NOSYS { Ok(()) } else { Err(n) })
+        .at(STAGE, "keyctl")?;
+    match e.stdio {
+        Stdio::Pipes(fds) => set_stdio(fds).at("set up stdio", "dup2")?,
+        Stdio::Terminal => {
+            return Err(Error::new(
+                STAGE,
+                "a terminal for an exec'd process is made by its caller",
+            ));
+        }
+    }
+    // From here on the container can see this process: nothing of the host may be open but what is needed.
+    close_all_except(&[0, 1, 2, e.channel.as_raw_fd(), init.as_raw_fd()]);
+    let namespaces = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::NETWORK
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::CONTROL_GROUP;
+    move_into_thread_name_spaces(init, namespaces).at(STAGE, "join its namespaces")?;
+    close_all_except(&[0, 1, 2, e.channel.as_raw_fd()]);
+    process::become_it(e.process, &Ending { channel: e.channel, seccomp: e.seccomp, sealed: None })
+}

@@ -1,0 +1,178 @@
+//! The init stage, between clone and exec: one linear recipe.
+
+use std::convert::Infallible;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::create::{Creation, Program, Rootfs, Stdio};
+use crate::error::{At, Error};
+use crate::plan::{Namespace, Plan};
+use crate::process::{self, Ending};
+use crate::root::Root;
+use crate::sources::Sources;
+use crate::sys::process::{close_all_except, new_session_keyring, set_stdio, unshare};
+use crate::{channel, dev, mask, mounts};
+
+/// Runs in the new process; returns only when something failed or the parent is gone.
+pub(crate) fn run(c: &Creation<'_>, sources: &Sources) -> Error {
+    match build_and_become(c, sources) {
+        Err(error) => error,
+    }
+}
+
+fn build_and_become(c: &Creation<'_>, sources: &Sources) -> Result<Infallible, Error> {
+    let plan = c.plan;
+    begin(c, sources)?;
+    for (kind, fd) in sources.joins.iter().filter(|(k, _)| *k != Namespace::Pid) {
+        join(*kind, fd)?;
+    }
+    if plan.namespaces.new & Namespace::Cgroup as u64 != 0 {
+        unshare(Namespace::Cgroup as u64).at("make a cgroup namespace", "unshare")?;
+    }
+    names(plan)?;
+    // All writes to /proc happen here, where it still is the host's: nothing of the container is mounted yet.
+    process::host_settings(&plan.process, c.channel)?;
+    sysctls(plan)?;
+    new_session_keyring(c"_ses")
+        .or_else(ignore_missing_keyrings)
+        .at("join a session keyring", "keyctl")?;
+
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .at("detach from the host's mounts", "make / a slave")?;
+    let root = attach_root(c, sources)?;
+    if let Rootfs::Empty { shm_size } = c.rootfs {
+        mounts::shared_memory(&root, shm_size)?;
+    } else {
+        mounts::attach_all(&root, c, sources)?;
+        dev::populate(&root, plan)?;
+    }
+    let terminal = match c.stdio {
+        Stdio::Pipes(fds) => {
+            own_pipes(&fds, plan.process.uid);
+            set_stdio(fds).at("set up stdio", "dup2")?;
+            None
+        }
+        Stdio::Terminal => Some(dev::terminal(&root, plan)?),
+    };
+    mask::hide(&root, plan)?;
+    // The working directory may lie on a volume or in the image; it is made before the root turns read-only.
+    root.make_dirs(&plan.process.cwd)
+        .at("working directory", format!("make {}", plan.process.cwd.display()))?;
+    if plan.root_readonly {
+        mounts::make_readonly(&root)?;
+    }
+    pivot(&root, plan)?;
+    drop(root);
+    channel::say_ready(c.channel, terminal.as_ref().map(AsFd::as_fd))?;
+    drop(terminal);
+
+    if !channel::wait_start(c.channel)? {
+        return Err(Error::new("wait for start", "the parent is gone"));
+    }
+    let sealed = match c.program {
+        Program::Sealed(fd) => Some(fd),
+        Program::Args => None,
+    };
+    let mut keep = vec![0, 1, 2, c.channel.as_raw_fd()];
+    keep.extend(sealed.map(|f| f.as_raw_fd()));
+    close_all_except(&keep);
+    process::become_it(
+        &plan.process,
+        &Ending { channel: c.channel, seccomp: c.seccomp.as_deref(), sealed },
+    )
+}
+
+/// First words: be in the group, be unreachable, say who we are.
+fn begin(c: &Creation<'_>, sources: &Sources) -> Result<(), Error> {
+    process::be_undumpable()?;
+    rustix::process::setsid().at("start", "setsid")?;
+    channel::say_init(c.channel)?;
+    sources
+        .groups
+        .enter_v1()
+        .at("join the cgroup", format!("write 0 to tasks of {}", c.plan.cgroup))
+}
+
+pub(crate) fn join(kind: Namespace, fd: &OwnedFd) -> Result<(), Error> {
+    let link = match kind {
+        Namespace::Time => LinkNameSpaceType::Time,
+        Namespace::Mount => LinkNameSpaceType::Mount,
+        Namespace::Cgroup => LinkNameSpaceType::ControlGroup,
+        Namespace::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
+        Namespace::Ipc => LinkNameSpaceType::InterProcessCommunication,
+        Namespace::User => LinkNameSpaceType::User,
+        Namespace::Pid => LinkNameSpaceType::ProcessID,
+        Namespace::Net => LinkNameSpaceType::Network,
+    };
+    move_into_link_name_space(fd.as_fd(), Some(link))
+        .at("join namespaces", format!("setns {kind:?}"))
+}
+
+fn names(plan: &Plan) -> Result<(), Error> {
+    if let Some(name) = &plan.hostname {
+        rustix::system::sethostname(name.as_bytes()).at("hostname", format!("set {name:?}"))?;
+    }
+    if let Some(name) = &plan.domainname {
+        rustix::system::setdomainname(name.as_bytes()).at("domainname", format!("set {name:?}"))?;
+    }
+    Ok(())
+}
+
+fn sysctls(plan: &Plan) -> Result<(), Error> {
+    for (path, value) in &plan.sysctls {
+        let file = Path::new("/proc/sys").join(path);
+        fs::write(&file, value).at("sysctl", format!("write {value:?} to {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// A kernel may be built without keyrings.
+fn ignore_missing_keyrings(e: rustix::io::Errno) -> Result<(), rustix::io::Errno> {
+    if e == rustix::io::Errno::NOSYS { Ok(()) } else { Err(e) }
+}
+
+/// Puts the root on its mount point, in this namespace only.
+fn attach_root(c: &Creation<'_>, sources: &Sources) -> Result<Root, Error> {
+    const STAGE: &str = "mount the root file system";
+    let at = match &c.rootfs {
+        Rootfs::Directory(path) => path.clone(),
+        Rootfs::Layers(_) => c.bundle.join("rootfs"),
+        Rootfs::Empty { .. } => c.bundle.to_path_buf(),
+    };
+    let place =
+        rustix::fs::open(&at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .at(STAGE, format!("open {}", at.display()))?;
+    mounts::move_onto(&sources.root, &place).at(STAGE, format!("attach to {}", at.display()))?;
+    // The descriptor of the detached mount is the root of the attached one.
+    Ok(Root::new(sources.root.try_clone().at(STAGE, "duplicate")?))
+}
+
+/// Non-root users must be able to reopen `/dev/stderr`, which is the pipe. Best effort: it may be a file of others.
+fn own_pipes(fds: &[std::os::fd::BorrowedFd<'_>; 3], uid: u32) {
+    for fd in fds {
+        let fifo = rustix::fs::fstat(fd).is_ok_and(|s| {
+            rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Fifo
+        });
+        if fifo {
+            let _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None);
+        }
+    }
+}
+
+fn pivot(root: &Root, plan: &Plan) -> Result<(), Error> {
+    const STAGE: &str = "pivot into the root file system";
+    rustix::process::fchdir(root.fd()).at(STAGE, "change to the new root")?;
+    rustix::process::pivot_root(".", ".").at(STAGE, "pivot_root")?;
+    // Now `.` is the old root, stacked over the new one. It is a slave: unmounting it does not reach the host.
+    unmount(".", UnmountFlags::DETACH).at(STAGE, "detach the old root")?;
+    rustix::process::chdir("/").at(STAGE, "change to /")?;
+    if let Some(p) = plan.root_propagation {
+        crate::sys::mount::set(root.fd(), p.into(), None).at(STAGE, "set rootfsPropagation")?;
+    }
+    Ok(())
+}

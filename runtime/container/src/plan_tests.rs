@@ -1,0 +1,209 @@
+//! Specification to plan, field by field.
+
+use super::*;
+
+fn spec(json: &str) -> Spec {
+    serde_json::from_str(json).expect("spec")
+}
+
+fn with(linux: &str, rest: &str) -> Result<Plan, Error> {
+    let json = format!(
+        r#"{{"process":{{"args":["/bin/true"],"cwd":"/"}},"linux":{{"namespaces":[{{"type":"mount"}}]{linux}}}{rest}}}"#
+    );
+    plan(&spec(&json), &Facts { id: "c1".into(), capabilities: u64::MAX, seccomp_compiled: false })
+}
+
+fn process(json: &str) -> Result<Process, Error> {
+    let p: spec::Process = serde_json::from_str(json).expect("process");
+    plan_process(&p, &Facts { capabilities: u64::MAX, ..Default::default() })
+}
+
+#[test]
+fn each_namespace_is_made_or_joined_as_asked() {
+    let kinds = [
+        ("pid", Namespace::Pid),
+        ("network", Namespace::Net),
+        ("ipc", Namespace::Ipc),
+        ("uts", Namespace::Uts),
+        ("cgroup", Namespace::Cgroup),
+    ];
+    for (word, kind) in kinds {
+        let made = format!(
+            r#"{{"linux":{{"namespaces":[{{"type":"mount"}},{{"type":"{word}"}}]}},
+            "process":{{"args":["x"],"cwd":"/"}}}}"#
+        );
+        let plan_made = plan(&spec(&made), &Facts::default()).expect(word);
+        assert_eq!(plan_made.namespaces.new, Namespace::Mount as u64 | kind as u64, "{word}");
+        let joined = made
+            .replace(&format!(r#""{word}"}}"#), &format!(r#""{word}","path":"/proc/1/ns/x"}}"#));
+        let plan_joined = plan(&spec(&joined), &Facts::default()).expect(word);
+        assert_eq!(plan_joined.namespaces.join, [(kind, PathBuf::from("/proc/1/ns/x"))], "{word}");
+    }
+}
+
+#[test]
+fn a_container_without_a_mount_namespace_is_refused() {
+    let bare = spec(r#"{"process":{"args":["x"],"cwd":"/"}}"#);
+    assert!(
+        plan(&bare, &Facts::default())
+            .expect_err("shares the host's mounts")
+            .message
+            .contains("mount namespace")
+    );
+}
+
+#[test]
+fn fields_that_are_not_served_are_refused_by_name() {
+    let linux = [
+        (r#","seccomp":{"defaultAction":"SCMP_ACT_ALLOW"}"#, "linux.seccomp"),
+        (r#","intelRdt":{}"#, "linux.intelRdt"),
+        (r#","memoryPolicy":{}"#, "linux.memoryPolicy"),
+        (r#","netDevices":{"eth1":{}}"#, "linux.netDevices"),
+        (r#","timeOffsets":{"monotonic":{"secs":1}}"#, "linux.timeOffsets"),
+        (r#","mountLabel":"x""#, "linux.mountLabel"),
+    ];
+    for (json, field) in linux {
+        assert_eq!(with(json, "").expect_err(field).stage, field);
+    }
+    for (json, field) in [
+        (r#""scheduler":{}"#, "process.scheduler"),
+        (r#""ioPriority":{}"#, "process.ioPriority"),
+        (r#""execCPUAffinity":{}"#, "process.execCPUAffinity"),
+        (r#""selinuxLabel":"x""#, "process.selinuxLabel"),
+    ] {
+        let json = format!(r#"{{"args":["x"],"cwd":"/",{json}}}"#);
+        assert_eq!(process(&json).expect_err(field).stage, field);
+    }
+}
+
+#[test]
+fn an_unknown_property_is_ignored_as_the_specification_wants() {
+    assert!(with(r#","aFieldOfTheFuture":1"#, r#","another":{}"#).is_ok());
+}
+
+#[test]
+fn null_reads_as_absent() {
+    assert!(
+        with(
+            r#","devices":null,"maskedPaths":null,"resources":null"#,
+            r#","mounts":null,"hooks":null"#
+        )
+        .is_ok()
+    );
+}
+
+#[test]
+fn a_sysctl_outside_the_containers_namespaces_is_refused() {
+    let ipc = r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"ipc"}],"sysctl":{"KEY":"1"}},
+        "process":{"args":["x"],"cwd":"/"}}"#;
+    let cases = [
+        ("kernel.shmmax", true),
+        ("kernel/shmmax", true),
+        ("fs.mqueue.msg_max", true),
+        ("net.ipv4.ip_forward", false),
+        ("kernel.panic", false),
+        ("kernel..shmmax", false),
+        ("net/../../kernel/panic", false),
+    ];
+    for (key, accepted) in cases {
+        let got = plan(&spec(&ipc.replace("KEY", key)), &Facts::default());
+        assert_eq!(got.is_ok(), accepted, "{key}: {got:?}");
+    }
+}
+
+#[test]
+fn a_sysctl_of_an_interface_with_a_dot_keeps_it() {
+    let linux = spec::Linux {
+        sysctl: Some([("net.ipv4.conf.eth0/1.forwarding".to_owned(), "1".to_owned())].into()),
+        ..Default::default()
+    };
+    let got = sysctls(&linux, &|_| true).expect("valid");
+    assert_eq!(got[0].0, PathBuf::from("net/ipv4/conf/eth0.1/forwarding"));
+}
+
+#[test]
+fn a_bind_of_dev_keeps_its_own_nodes() {
+    let with_bind =
+        with("", r#","mounts":[{"destination":"/dev","source":"/dev","options":["rbind"]}]"#);
+    assert!(!with_bind.expect("plan").make_dev);
+    assert!(with("", "").expect("plan").make_dev);
+}
+
+#[test]
+fn mounts_are_told_apart_by_type_and_options() {
+    let json = r#","mounts":[
+        {"destination":"/a","type":"bind","source":"/s"},
+        {"destination":"/b","type":"none","source":"/s","options":["rbind"]},
+        {"destination":"/c","type":"tmpfs","source":"tmpfs"},
+        {"destination":"/d","type":"cgroup","source":"cgroup"}]"#;
+    let got: Vec<_> = with("", json).expect("plan").mounts.into_iter().map(|m| m.from).collect();
+    let want = [
+        From::Bind("/s".into()),
+        From::Bind("/s".into()),
+        From::New { kind: "tmpfs".into(), source: "tmpfs".into() },
+        From::Cgroup,
+    ];
+    assert_eq!(got, want);
+}
+
+#[test]
+fn a_mount_without_type_or_absolute_destination_is_refused() {
+    for bad in [
+        r#"{"destination":"/a"}"#,
+        r#"{"destination":"a","type":"tmpfs"}"#,
+        r#"{"destination":"/a","type":"bind"}"#,
+    ] {
+        assert!(with("", &format!(r#","mounts":[{bad}]"#)).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn rlimits_have_the_kernels_numbers() {
+    let p = process(
+        r#"{"args":["x"],"cwd":"/","rlimits":[{"type":"RLIMIT_NOFILE","soft":1,"hard":2},
+        {"type":"RLIMIT_RTTIME","soft":3,"hard":4}]}"#,
+    )
+    .expect("process");
+    assert_eq!(p.rlimits[0], Rlimit { resource: 7, soft: 1, hard: 2 });
+    assert_eq!(p.rlimits[1].resource, 15);
+}
+
+#[test]
+fn a_soft_limit_above_the_hard_one_is_refused() {
+    assert!(
+        process(r#"{"args":["x"],"cwd":"/","rlimits":[{"type":"RLIMIT_CORE","soft":2,"hard":1}]}"#)
+            .is_err()
+    );
+}
+
+#[test]
+fn a_process_needs_a_command_and_an_absolute_directory() {
+    for bad in [
+        r#"{"cwd":"/"}"#,
+        r#"{"args":[],"cwd":"/"}"#,
+        r#"{"args":[""],"cwd":"/"}"#,
+        r#"{"args":["x"],"cwd":"a"}"#,
+    ] {
+        assert!(process(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_zero_byte_in_the_environment_is_refused() {
+    assert_eq!(
+        process(r#"{"args":["x"],"cwd":"/","env":["A=\u0000"]}"#).expect_err("NUL").stage,
+        "process.env"
+    );
+}
+
+#[test]
+fn the_cgroup_is_the_named_one_or_the_id() {
+    assert_eq!(with("", "").expect("plan").cgroup, "/c1");
+    assert_eq!(with(r#","cgroupsPath":"/a/b""#, "").expect("plan").cgroup, "/a/b");
+    assert!(with(r#","cgroupsPath":"a.slice:p:c""#, "").is_err());
+}
+
+#[test]
+fn a_hostname_needs_a_uts_namespace() {
+    assert!(with("", r#","hostname":"h""#).is_err());
+}

@@ -1,0 +1,155 @@
+//! What must be opened in the host's mount namespace before there is a container: mount sources, namespaces, groups.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, open};
+use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
+use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
+};
+
+use crate::create::{Creation, Rootfs, SharedMemory};
+use crate::error::{At, Error};
+use crate::options::{self, Attributes, Kind, Options, Propagation};
+use crate::overlay;
+use crate::plan::{From, Mount, Namespace};
+use crate::sys::mount::{Change, MS_PRIVATE, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, set};
+
+/// Everything init needs from the host, by descriptor.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    pub(crate) root: OwnedFd,
+    /// One per mount of the plan.
+    pub(crate) mounts: Vec<Source>,
+    pub(crate) joins: Vec<(Namespace, OwnedFd)>,
+    pub(crate) groups: cgroup::Joins,
+}
+
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A detached tree, ready to be moved into place.
+    Tree(OwnedFd),
+    /// The container's own v1 groups: name and detached tree.
+    Groups(Vec<(String, OwnedFd)>),
+    /// Made by init, in its namespaces.
+    Later,
+}
+
+pub(crate) fn open_all(c: &Creation<'_>) -> Result<Sources, Error> {
+    let root = match &c.rootfs {
+        Rootfs::Layers(layers) => overlay::overlay(layers)?,
+        Rootfs::Directory(path) => overlay::plain(path)?,
+        Rootfs::Empty { .. } => overlay::empty()?,
+    };
+    let private = Propagation { kind: Kind::Private, recursive: true };
+    change(&root, "mount the root file system", private.into())?;
+    let mounts = c.plan.mounts.iter().map(|m| source(c, m)).collect::<Result<_, _>>()?;
+    let mut joins = Vec::new();
+    for (kind, path) in &c.plan.namespaces.join {
+        if *kind == Namespace::Net && c.netns.is_some() {
+            continue;
+        }
+        let fd = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .at("join namespaces", format!("open {}", path.display()))?;
+        joins.push((*kind, fd));
+    }
+    if let Some(netns) = c.netns {
+        joins.push((
+            Namespace::Net,
+            netns.try_clone_to_owned().at("join namespaces", "duplicate the netns")?,
+        ));
+    }
+    let groups =
+        c.node.joins(&c.plan.cgroup).map_err(|e| Error::new("join the cgroup", e.to_string()))?;
+    Ok(Sources { root, mounts, joins, groups })
+}
+
+fn source(c: &Creation<'_>, mount: &Mount) -> Result<Source, Error> {
+    let stage = format!("mount {}", mount.destination.display());
+    match &mount.from {
+        From::New { .. } => Ok(Source::Later),
+        From::Cgroup if c.node.is_v2() => Ok(Source::Later),
+        From::Cgroup => groups(c, &stage).map(Source::Groups),
+        From::Bind(path) => {
+            let path = c.bundle.join(path);
+            let tree = match c.shm.as_ref().filter(|s| s.path == path) {
+                Some(shm) => open_shm(shm, &stage)?,
+                None => clone_tree(&path, mount.options.recursive, &stage)?,
+            };
+            configure(&tree, &mount.options, &stage)?;
+            Ok(Source::Tree(tree))
+        }
+    }
+}
+
+fn clone_tree(path: &Path, recursive: bool, stage: &str) -> Result<OwnedFd, Error> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    open_tree(CWD, path, flags).at(stage, format!("open {}", path.display()))
+}
+
+/// The pod's shared memory hangs in pause's mount namespace and nowhere else: step in, clone it, step back.
+fn open_shm(shm: &SharedMemory, stage: &str) -> Result<OwnedFd, Error> {
+    let home = File::open("/proc/self/ns/mnt").at(stage, "open /proc/self/ns/mnt")?;
+    let pid = rustix::process::Pid::from_raw(shm.pause_pid)
+        .ok_or_else(|| Error::new(stage, "the sandbox has no pause process"))?;
+    let pause = pidfd_open(pid, PidfdFlags::empty()).at(stage, "find the pause process")?;
+    move_into_thread_name_spaces(pause.as_fd(), ThreadNameSpaceType::MOUNT)
+        .at(stage, "enter the sandbox's mount namespace")?;
+    let tree = clone_tree(Path::new("/dev/shm"), false, stage);
+    move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Mount))
+        .at(stage, "return to the host's mount namespace")?;
+    tree
+}
+
+/// Attributes and propagation of a tree that is attached nowhere yet. Unless asked, nothing propagates.
+fn configure(tree: &OwnedFd, o: &Options, stage: &str) -> Result<(), Error> {
+    let private = Propagation { kind: Kind::Private, recursive: true };
+    change(tree, stage, o.propagation.unwrap_or(private).into())?;
+    attributes(tree, o, stage)
+}
+
+/// The attributes of a mount and, for `rro` and its like, of everything below it.
+pub(crate) fn attributes(tree: &OwnedFd, o: &Options, stage: &str) -> Result<(), Error> {
+    for (Attributes { set, clear }, recursive) in
+        [(o.recursive_attributes, true), (o.attributes, false)]
+    {
+        if set | clear != 0 {
+            change(tree, stage, Change { set, clear, recursive, ..Default::default() })?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn change(tree: &OwnedFd, stage: &str, change: Change) -> Result<(), Error> {
+    set(tree.as_fd(), change, None).at(stage, "set attributes of the mount")
+}
+
+impl std::convert::From<options::Propagation> for Change {
+    fn from(p: Propagation) -> Self {
+        let propagation = match p.kind {
+            Kind::Private => MS_PRIVATE,
+            Kind::Slave => MS_SLAVE,
+            Kind::Shared => MS_SHARED,
+            Kind::Unbindable => MS_UNBINDABLE,
+        };
+        Self { propagation, recursive: p.recursive, ..Default::default() }
+    }
+}
+
+fn groups(c: &Creation<'_>, stage: &str) -> Result<Vec<(String, OwnedFd)>, Error> {
+    let mut out = Vec::new();
+    for h in &c.node.v1 {
+        let dir = h.mount.join(c.plan.cgroup.trim_start_matches('/'));
+        out.push((h.label(), clone_tree(&dir, false, stage)?));
+    }
+    Ok(out)
+}
+
+/// The attributes that fsmount takes at birth.
+pub(crate) fn birth_attributes(o: &Options) -> MountAttrFlags {
+    MountAttrFlags::from_bits_retain((o.attributes.set | o.recursive_attributes.set) as u32)
+}

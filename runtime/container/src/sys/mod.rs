@@ -1,0 +1,5 @@
+//! The system calls that no safe wrapper offers. Each block says why it is sound.
+#![allow(unsafe_code)]
+
+pub mod mount;
+pub mod process;

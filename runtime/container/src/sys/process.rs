@@ -1,0 +1,230 @@
+//! Making processes and changing what they are: clone3, exec, seccomp, keyrings, fd tables.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::io::Errno;
+
+/// The result of a raw system call through libc.
+pub(crate) fn checked(result: libc::c_long) -> Result<libc::c_long, Errno> {
+    if result == -1 { Err(last()) } else { Ok(result) }
+}
+
+fn last() -> Errno {
+    Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// Runs `child` in a forked copy of this process, which ends with the value it returns. Uses libc's fork, so the
+/// allocator is usable in the child even when other threads exist.
+pub fn fork(child: impl FnOnce() -> i32) -> Result<i32, Errno> {
+    // SAFETY: the child only runs `child`, which starts from a consistent copy of this thread's memory; locks that
+    // libc owns are handled by its fork. It never returns into the caller's stack frames.
+    match unsafe { libc::fork() } {
+        -1 => Err(last()),
+        0 => end(child),
+        pid => Ok(pid),
+    }
+}
+
+/// How `clone_sibling` makes its process.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CloneArgs {
+    /// CLONE_NEW* bits.
+    pub namespaces: u64,
+    /// Child of our parent instead of ours.
+    pub sibling: bool,
+    /// Directory of a v2 group to be born in.
+    pub cgroup: Option<RawFd>,
+}
+
+/// Runs `child` in a new process with a copied address space. Only for single-threaded callers.
+pub fn clone(args: CloneArgs, child: impl FnOnce() -> i32) -> Result<i32, Errno> {
+    #[repr(C, align(8))]
+    #[derive(Default)]
+    struct Args {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let mut raw =
+        Args { flags: args.namespaces, exit_signal: libc::SIGCHLD as u64, ..Default::default() };
+    if args.sibling {
+        raw.flags |= libc::CLONE_PARENT as u64;
+        raw.exit_signal = 0; // a sibling inherits the signal that our own end sends
+    }
+    if let Some(fd) = args.cgroup {
+        raw.flags |= CLONE_INTO_CGROUP;
+        raw.cgroup = fd as u64;
+    }
+    // SAFETY: without CLONE_VM the child has its own copy of memory and stack; the caller has one thread, so no lock
+    // can be held by a thread that does not exist in the child. `raw` is a valid clone_args of the size passed.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const raw, size_of::<Args>()) };
+    match checked(result)? {
+        0 => end(child),
+        pid => Ok(pid as i32),
+    }
+}
+
+/// Runs the child's work and leaves without unwinding into, or running exit handlers of, the parent's copy.
+fn end(child: impl FnOnce() -> i32) -> ! {
+    let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(101);
+    // SAFETY: `_exit` does not return and touches no memory of ours.
+    unsafe { libc::_exit(code) }
+}
+
+/// Closes every descriptor that is not in `keep`.
+pub fn close_all_except(keep: &[RawFd]) {
+    let mut keep: Vec<_> = keep.iter().map(|fd| *fd as u32).collect();
+    keep.sort_unstable();
+    let mut from = 0;
+    for fd in keep.into_iter().chain([u32::MAX]) {
+        if fd > from {
+            // SAFETY: the process is about to exec or exit and owns no object that will use a closed descriptor.
+            unsafe { libc::syscall(libc::SYS_close_range, from, fd - 1, 0) };
+        }
+        from = fd.saturating_add(1);
+    }
+}
+
+/// Marks every descriptor from 3 on to be closed by exec.
+pub fn cloexec_all() {
+    const CLOEXEC: libc::c_uint = 4;
+    // SAFETY: only sets a flag on descriptors.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, CLOEXEC) };
+}
+
+/// Puts the three descriptors at 0, 1 and 2.
+pub fn set_stdio(fds: [BorrowedFd<'_>; 3]) -> Result<(), Errno> {
+    // First out of the way of each other: a source could itself be 0, 1 or 2.
+    let mut high = [0; 3];
+    for (slot, fd) in high.iter_mut().zip(fds) {
+        // SAFETY: duplicates a descriptor we have borrowed.
+        *slot = checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) }.into())?
+            as RawFd;
+    }
+    for (target, fd) in high.into_iter().enumerate() {
+        // SAFETY: `fd` is ours; what was at `target` is meant to be replaced.
+        checked(unsafe { libc::dup2(fd, target as RawFd) }.into())?;
+        // SAFETY: `fd` was made above and is used by nobody else.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
+}
+
+/// Every signal back to its default, none blocked: what a program expects to find.
+pub fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: setting SIG_DFL installs no handler; KILL, STOP and libc's own are refused harmlessly.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: an all-zero sigset_t is the empty set on Linux; the old mask is not asked for.
+    unsafe {
+        let empty: libc::sigset_t = std::mem::zeroed();
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, ptr::null_mut());
+    }
+}
+
+/// Becomes another program. Returns only to say why not.
+pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> Errno {
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both arrays end in null and the strings outlive the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    last()
+}
+
+/// Becomes the program in an open file.
+pub fn fexecve(fd: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> Errno {
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: as for `execve`; the path is an empty C string, which AT_EMPTY_PATH wants.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            args.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    last()
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Loads a compiled seccomp program: an array of 8-byte `struct sock_filter`.
+pub fn load_seccomp(program: &[u8]) -> Result<(), Errno> {
+    let filters: Vec<libc::sock_filter> = program
+        .chunks_exact(8)
+        .map(|c| libc::sock_filter {
+            code: u16::from_ne_bytes([c[0], c[1]]),
+            jt: c[2],
+            jf: c[3],
+            k: u32::from_ne_bytes([c[4], c[5], c[6], c[7]]),
+        })
+        .collect();
+    let len = u16::try_from(filters.len()).map_err(|_| Errno::INVAL)?;
+    let fprog = libc::sock_fprog { len, filter: filters.as_ptr().cast_mut() };
+    // SAFETY: `fprog` describes `filters`, which outlives the call; the kernel only reads it.
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const fprog)
+    };
+    checked(result).map(|_| ())
+}
+
+/// A session keyring of our own, so that keys of the caller cannot be reached.
+pub fn new_session_keyring(name: &CStr) -> Result<(), Errno> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: the name is a valid C string that the kernel copies.
+    checked(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })
+        .map(|_| ())
+}
+
+/// Moves this (single-threaded) process into fresh namespaces.
+pub fn unshare(namespaces: u64) -> Result<(), Errno> {
+    // SAFETY: only CLONE_NEW* bits are passed by callers, so no memory or descriptor table changes hands.
+    checked(unsafe { libc::unshare(namespaces as libc::c_int) }.into()).map(|_| ())
+}
+
+/// Sends any signal, real-time ones included. `pid` must be a child that was not reaped, so that it cannot be another.
+pub fn signal(pid: i32, number: i32) -> Result<(), Errno> {
+    if pid <= 0 {
+        return Err(Errno::SRCH);
+    }
+    // SAFETY: a plain system call without memory.
+    checked(unsafe { libc::kill(pid, number) }.into()).map(|_| ())
+}
+
+/// Makes the terminal at `fd` the controlling one of this session.
+pub fn set_controlling_terminal(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: TIOCSCTTY takes an integer, not a pointer.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0) }.into()).map(|_| ())
+}
+
+/// Sets the execution domain; returns nothing of use.
+pub fn set_personality(persona: u64) -> Result<(), Errno> {
+    // SAFETY: a plain system call without memory.
+    checked(unsafe { libc::personality(persona as libc::c_ulong) }.into()).map(|_| ())
+}
+
+/// Takes over a descriptor number that this process was started with.
+///
+/// # Errors
+/// EBADF when it is not open.
+pub fn inherited(fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: F_SETFD on a number only sets a flag or fails.
+    checked(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
+    // SAFETY: it is open, and by the protocol of the caller's start nobody else in this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,121 @@
+//! The bytes of every message as they were when it was introduced: a change here breaks running pods.
+
+use prost::Message;
+use protocol::*;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn target(id: &str) -> Target {
+    Target { id: id.into() }
+}
+
+fn transcript() -> Vec<(&'static str, Packet)> {
+    let exit = Exit { code: 137, at_ns: 5, oom_killed: true, start_error: "e".into() };
+    let state = State {
+        id: "c".into(),
+        pid: 7,
+        phase: Phase::Exited.into(),
+        started_at_ns: 3,
+        exit: Some(exit.clone()),
+        start_ticks: 4,
+        log_dropped_bytes: 6,
+    };
+    let rootfs =
+        Rootfs { lowers: vec!["/l".into()], upper: "/u".into(), work: "/w".into(), volatile: true };
+    let create = CreateContainer {
+        id: "c".into(),
+        bundle: "/b".into(),
+        rootfs: Some(rootfs),
+        log_path: "/log".into(),
+        tty: true,
+        stdin: true,
+        stdin_once: true,
+        handler: "/h".into(),
+        seccomp_bpf: "/s".into(),
+        limits: Some(LogLimits { line_max: 9 }),
+    };
+    let sandbox =
+        CreateSandbox { id: "p".into(), bundle: "/p".into(), shm_size: 64, has_netns: true };
+    let exec = ExecSync {
+        id: "c".into(),
+        process_json: b"{}".to_vec(),
+        timeout_ms: 1,
+        output_cap: 2,
+        seccomp_bpf: "/s".into(),
+    };
+    let output = Output {
+        exit_code: 1,
+        stdout: b"o".to_vec(),
+        stderr: b"e".to_vec(),
+        stdout_spilled: 2,
+        stderr_spilled: 3,
+    };
+    let failed = Failed::new(Kind::NotFound, "start", "gone");
+    vec![
+        ("call hello", Packet::call(1, Ask::Hello(Hello { version: 1, pid: 2 }))),
+        ("call create_sandbox", Packet::call(1, Ask::CreateSandbox(sandbox))),
+        ("call create_container", Packet::call(1, Ask::CreateContainer(create))),
+        ("call start", Packet::call(1, Ask::Start(target("c")))),
+        ("call signal", Packet::call(1, Ask::Signal(Signal { id: "c".into(), signal: 15 }))),
+        ("call kill", Packet::call(1, Ask::Kill(target("c")))),
+        ("call exec_sync", Packet::call(1, Ask::ExecSync(exec))),
+        ("call reopen_log", Packet::call(1, Ask::ReopenLog(target("c")))),
+        (
+            "call update",
+            Packet::call(1, Ask::Update(Update { id: "c".into(), resources_json: b"{}".to_vec() })),
+        ),
+        ("call delete", Packet::call(1, Ask::Delete(target("c")))),
+        ("call stop_sandbox", Packet::call(1, Ask::StopSandbox(Empty {}))),
+        ("call shutdown", Packet::call(1, Ask::Shutdown(Empty {}))),
+        ("call inventory", Packet::call(1, Ask::Inventory(Empty {}))),
+        ("answer failed", Packet::answer(1, Reply::Failed(failed))),
+        ("answer done", Packet::answer(1, Reply::Done(Empty {}))),
+        ("answer hello", Packet::answer(1, Reply::Hello(Hello { version: 1, pid: 2 }))),
+        ("answer created", Packet::answer(1, Reply::Created(Created { pid: 2, start_ticks: 3 }))),
+        ("answer started", Packet::answer(1, Reply::Started(Started { at_ns: 2 }))),
+        ("answer output", Packet::answer(1, Reply::Output(output))),
+        (
+            "answer inventory",
+            Packet::answer(
+                1,
+                Reply::Inventory(Inventory { sandbox: None, containers: vec![state] }),
+            ),
+        ),
+        (
+            "notice exited",
+            Packet::notice(News::Exited(Exited { id: "c".into(), exit: Some(exit) })),
+        ),
+        ("spilled", Packet { seq: 1, body: Some(Body::Spilled(Spilled { len: 300 })) }),
+    ]
+}
+
+#[test]
+fn every_message_still_has_the_bytes_it_was_born_with() {
+    let golden = include_str!("golden.txt");
+    let now: String =
+        transcript().iter().map(|(n, p)| format!("{n}: {}\n", hex(&p.encode_to_vec()))).collect();
+    if std::env::var_os("GOLDEN_PRINT").is_some() {
+        eprint!("{now}");
+    }
+    assert!(now == golden, "the wire format changed:\n{now}");
+}
+
+#[test]
+fn what_was_encoded_decodes_to_the_same_message() {
+    for (name, packet) in transcript() {
+        assert_eq!(
+            Packet::decode(packet.encode_to_vec().as_slice()).expect(name),
+            packet,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_field_from_the_future_is_ignored() {
+    let mut bytes = Packet::call(1, Ask::Start(target("c"))).encode_to_vec();
+    bytes.extend([0xfa, 0x06, 0x01, 0x00]); // field 111, one byte
+    assert!(Packet::decode(bytes.as_slice()).is_ok());
+}

@@ -1,0 +1,178 @@
+//! What the forked creators do: read the bundle, plan, and make or enter a container. They exit at once, so that
+//! nothing of it stays in the shim's memory.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use container::sys::process::close_all_except;
+use container::{
+    Creation, Entry, Error, Facts, Program, Rootfs, SharedMemory, Spec, Stdio, channel,
+};
+
+/// The longest `config.json` that is read: a specification with every list at its limits stays below.
+const CONFIG_MAX: u64 = 16 << 20;
+/// The longest seccomp program: the kernel takes 4096 instructions of 8 bytes.
+const SECCOMP_MAX: u64 = 4096 * 8;
+
+/// What a creator of a container or sandbox is given.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) bundle: &'a Path,
+    pub(crate) rootfs: Rootfs,
+    pub(crate) stdio: Stdio<'a>,
+    /// Built-in pause instead of the specification's command.
+    pub(crate) pause: Option<BorrowedFd<'a>>,
+    pub(crate) netns: Option<BorrowedFd<'a>>,
+    pub(crate) seccomp: &'a str,
+    /// Opened once here, so that a log that cannot be written fails the creation.
+    pub(crate) log_path: Option<&'a Path>,
+    pub(crate) shm: Option<SharedMemory>,
+    pub(crate) node: &'a cgroup::Hierarchies,
+    pub(crate) channel: BorrowedFd<'a>,
+}
+
+/// Runs in the forked child; its result is the child's exit code.
+pub(crate) fn create(job: Job<'_>) -> i32 {
+    let fds = [Some(job.channel), job.netns, job.pause];
+    keep_only(job.stdio, fds.into_iter().flatten());
+    let channel = job.channel;
+    report(channel, try_create(job))
+}
+
+fn try_create(job: Job<'_>) -> Result<(), Error> {
+    let text = read(&job.bundle.join("config.json"), CONFIG_MAX, "read the specification")?;
+    let spec: Spec = serde_json::from_slice(&text)
+        .map_err(|e| Error::new("read the specification", format!("config.json: {e}")))?;
+    let seccomp = filter(job.seccomp)?;
+    let facts = Facts {
+        id: job.id.to_owned(),
+        capabilities: container::own_capabilities(),
+        seccomp_compiled: seccomp.is_some(),
+    };
+    if let Some(path) = job.log_path {
+        crate::log::touch(path).map_err(|e| {
+            Error::new(
+                "open the log",
+                format!("open {}: {}", path.display(), container::error::words(&e.into())),
+            )
+        })?;
+    }
+    let mut plan = container::plan(&spec, &facts)?;
+    if job.pause.is_some() {
+        // Pause sees nothing but its own empty root.
+        plan.mounts.clear();
+        plan.masked.clear();
+        plan.readonly.clear();
+    }
+    let own_pids = plan.namespaces.new & container::plan::Namespace::Pid as u64 != 0;
+    channel::say_planned(job.channel, &plan.cgroup, own_pids)?;
+    let creation = Creation {
+        id: job.id,
+        bundle: job.bundle,
+        plan: &plan,
+        node: job.node,
+        rootfs: job.rootfs,
+        stdio: job.stdio,
+        program: job.pause.map_or(Program::Args, Program::Sealed),
+        netns: job.netns,
+        seccomp,
+        shm: job.shm,
+        channel: job.channel,
+        sibling: true,
+    };
+    container::create(&creation).map(|_| ())
+}
+
+/// What a creator of an exec'd process is given.
+#[derive(Debug)]
+pub(crate) struct ExecJob<'a> {
+    pub(crate) init_pid: i32,
+    pub(crate) cgroup: &'a str,
+    pub(crate) tracker: &'a str,
+    pub(crate) process_json: &'a [u8],
+    pub(crate) seccomp: &'a str,
+    pub(crate) stdio: [BorrowedFd<'a>; 3],
+    pub(crate) node: &'a cgroup::Hierarchies,
+    pub(crate) channel: BorrowedFd<'a>,
+}
+
+/// Runs in the forked child; its result is the child's exit code.
+pub(crate) fn enter(job: &ExecJob<'_>) -> i32 {
+    keep_only(Stdio::Pipes(job.stdio), [job.channel].into_iter());
+    report(job.channel, try_enter(job))
+}
+
+fn try_enter(job: &ExecJob<'_>) -> Result<(), Error> {
+    let process: container::spec::Process = serde_json::from_slice(job.process_json)
+        .map_err(|e| Error::new("read the process", format!("process object: {e}")))?;
+    let facts = Facts { capabilities: container::own_capabilities(), ..Default::default() };
+    let process = container::plan::plan_process(&process, &facts)?;
+    let seccomp = filter(job.seccomp)?;
+    let name = Path::new(job.tracker)
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    job.node
+        .create_tracker(job.cgroup, &name)
+        .map_err(|e| Error::new("create the cgroup of the process", e.to_string()))?;
+    let entry = Entry {
+        init_pid: job.init_pid,
+        process: &process,
+        node: job.node,
+        cgroup: job.cgroup,
+        tracker: Some(job.tracker),
+        stdio: Stdio::Pipes(job.stdio),
+        seccomp: seccomp.as_deref(),
+        channel: job.channel,
+        sibling: true,
+    };
+    container::enter(&entry).map(|_| ())
+}
+
+/// The copies of the shim's other descriptors go first: nothing of other containers may reach this one.
+fn keep_only<'a>(stdio: Stdio<'a>, others: impl Iterator<Item = BorrowedFd<'a>>) {
+    let mut keep: Vec<_> = others.map(|f| f.as_raw_fd()).chain([0, 1, 2]).collect();
+    if let Stdio::Pipes(fds) = stdio {
+        keep.extend(fds.map(|f| f.as_raw_fd()));
+    }
+    close_all_except(&keep);
+}
+
+fn report(channel: BorrowedFd<'_>, result: Result<(), Error>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            channel::say_failed(channel, &error);
+            1
+        }
+    }
+}
+
+fn filter(path: &str) -> Result<Option<Vec<u8>>, Error> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let program = read(&PathBuf::from(path), SECCOMP_MAX, "seccomp")?;
+    if program.is_empty() || program.len() % 8 != 0 {
+        return Err(Error::new(
+            "seccomp",
+            format!("{path}: {} bytes are no BPF program", program.len()),
+        ));
+    }
+    Ok(Some(program))
+}
+
+fn read(path: &Path, max: u64, stage: &str) -> Result<Vec<u8>, Error> {
+    let fail = |e: std::io::Error| {
+        Error::new(stage, format!("open {}: {}", path.display(), container::error::words(&e)))
+    };
+    let mut bytes = Vec::new();
+    File::open(path).map_err(fail)?.take(max + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > max {
+        return Err(Error::new(stage, format!("{} is longer than {max} bytes", path.display())));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,73 @@
+//! The connections of daemons: usually one; after a daemon was replaced, for a moment two.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use protocol::{Failed, Inventory, Kind, News, Packet, Reply};
+
+/// Who asked, and under which number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caller {
+    pub(crate) link: u32,
+    pub(crate) seq: u64,
+}
+
+/// More than a daemon, its successor and a debugging tool is a mistake.
+pub(crate) const LINKS_MAX: usize = 8;
+
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    open: BTreeMap<u32, OwnedFd>,
+    next: u32,
+}
+
+impl Links {
+    /// Takes a connection in; `None` when there are too many.
+    pub(crate) fn add(&mut self, socket: OwnedFd) -> Option<u32> {
+        if self.open.len() >= LINKS_MAX {
+            return None;
+        }
+        self.next = self.next.wrapping_add(1);
+        self.open.insert(self.next, socket);
+        Some(self.next)
+    }
+
+    pub(crate) fn get(&self, link: u32) -> Option<BorrowedFd<'_>> {
+        self.open.get(&link).map(AsFd::as_fd)
+    }
+
+    /// Closing it also takes it out of the epoll set.
+    pub(crate) fn drop(&mut self, link: u32) {
+        self.open.remove(&link);
+    }
+
+    pub(crate) fn answer(&mut self, to: Caller, reply: Reply) {
+        self.answer_with(to, reply, &[]);
+    }
+
+    pub(crate) fn fail(&mut self, to: Caller, kind: Kind, stage: &str, message: impl Into<String>) {
+        self.answer(to, Reply::Failed(Failed::new(kind, stage, message)));
+    }
+
+    /// A peer that does not take its answers is cut off: it can come back and ask for the inventory.
+    pub(crate) fn answer_with(&mut self, to: Caller, reply: Reply, fds: &[BorrowedFd<'_>]) {
+        let Some(socket) = self.open.get(&to.link) else { return };
+        if protocol::send(socket.as_fd(), &Packet::answer(to.seq, reply), fds).is_err() {
+            self.drop(to.link);
+        }
+    }
+
+    /// Tells every daemon.
+    pub(crate) fn tell(&mut self, news: &News) {
+        let packet = Packet::notice(news.clone());
+        self.open.retain(|_, socket| protocol::send(socket.as_fd(), &packet, &[]).is_ok());
+    }
+}
+
+/// The answer to `inventory`, kept here beside the other answers.
+pub(crate) fn inventory(
+    sandbox: Option<protocol::State>,
+    containers: Vec<protocol::State>,
+) -> Reply {
+    Reply::Inventory(Inventory { sandbox, containers })
+}

@@ -1,0 +1,103 @@
+//! One process tree of the pod, the sandbox's pause or a container: its state from creation to deletion.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use protocol::{Exit, Phase, State};
+
+use crate::link::Caller;
+
+/// Everything the shim remembers of a container until it is deleted.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) id: String,
+    pub(crate) phase: Phase,
+    pub(crate) pid: i32,
+    pub(crate) start_ticks: u64,
+    pub(crate) started_at_ns: i64,
+    /// Empty until the creator has decided.
+    pub(crate) cgroup: String,
+    /// Init is pid 1 of its own namespace.
+    pub(crate) own_pids: bool,
+    /// Our end of the report channel; closed after exec.
+    pub(crate) report: Option<OwnedFd>,
+    /// Who waits for `Ready` or for exec.
+    pub(crate) waiting: Option<Caller>,
+    /// Init has been reaped.
+    pub(crate) gone: bool,
+    /// Why it could not be created or started.
+    pub(crate) failure: Option<container::Error>,
+    pub(crate) exit: Option<Exit>,
+    /// The log thread has its output.
+    pub(crate) logged: bool,
+    /// When the exit is published even if the log thread has not answered (a frozen file system).
+    pub(crate) publish_by: Option<Instant>,
+    pub(crate) stdio: Stdio,
+    /// Waiting for its control group to go: who asked for the deletion, and what to answer.
+    pub(crate) deleting: Vec<Caller>,
+    pub(crate) seccomp: String,
+    pub(crate) dropped: Arc<AtomicU64>,
+    /// The log could not be opened anew; kept for the reader of the inventory.
+    pub(crate) reopening: Vec<Caller>,
+}
+
+/// Our ends of the container's stdio while it is being created.
+#[derive(Debug, Default)]
+pub(crate) struct Stdio {
+    pub(crate) outputs: Vec<(crate::log::Stream, OwnedFd)>,
+    /// Kept for attach.
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) log_path: Option<std::path::PathBuf>,
+    pub(crate) line_max: usize,
+}
+
+impl Member {
+    pub(crate) fn new(id: String, caller: Caller, report: OwnedFd) -> Self {
+        Self {
+            id,
+            phase: Phase::Creating,
+            pid: 0,
+            start_ticks: 0,
+            started_at_ns: 0,
+            cgroup: String::new(),
+            own_pids: true,
+            report: Some(report),
+            waiting: Some(caller),
+            gone: false,
+            failure: None,
+            exit: None,
+            logged: false,
+            publish_by: None,
+            stdio: Stdio::default(),
+            deleting: Vec::new(),
+            seccomp: String::new(),
+            dropped: Arc::default(),
+            reopening: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.pid > 0 && !self.gone
+    }
+
+    pub(crate) fn state(&self) -> State {
+        State {
+            id: self.id.clone(),
+            pid: self.pid,
+            phase: self.phase.into(),
+            started_at_ns: self.started_at_ns,
+            exit: self.exit.clone().filter(|_| self.phase == Phase::Exited),
+            start_ticks: self.start_ticks,
+            log_dropped_bytes: self.dropped.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Field 22 of `/proc/<pid>/stat`, which comes after a name that may contain anything.
+pub(crate) fn start_ticks(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    after_name.split(' ').nth(19).and_then(|f| f.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,334 @@
+//! Creating and starting: fork a creator, listen to what it and init report.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use container::{Layers, Report, Rootfs, SharedMemory, Stdio, Upper, channel, sys::process::fork};
+use protocol::{CreateContainer, CreateSandbox, Created, Exit, Kind, Phase, Reply, Started};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::{MEMBERS_MAX, Pod, now_ns};
+use crate::creator::{self, Job};
+use crate::link::Caller;
+use crate::log::{Source, Stream};
+use crate::member::{self, Member, start_ticks};
+use crate::serve::Token;
+use crate::start::note;
+
+/// What a start that never reached the workload counts as, by convention of the CRI runtimes.
+const START_ERROR: i32 = 128;
+
+/// What is different between a sandbox and a container.
+struct Order<'a> {
+    id: &'a str,
+    bundle: &'a Path,
+    rootfs: Rootfs,
+    seccomp: &'a str,
+    log_path: Option<PathBuf>,
+    line_max: usize,
+    terminal: bool,
+    stdin: bool,
+    netns: Option<OwnedFd>,
+    sandbox: bool,
+}
+
+impl Pod {
+    pub(crate) fn create_sandbox(
+        &mut self,
+        caller: Caller,
+        ask: &CreateSandbox,
+        netns: Option<OwnedFd>,
+    ) {
+        if self.sandbox.is_some() {
+            return self.links.fail(
+                caller,
+                Kind::InvalidState,
+                "create the sandbox",
+                "this shim has one already",
+            );
+        }
+        if ask.has_netns != netns.is_some() {
+            let why = "the network namespace did not arrive";
+            return self.links.fail(caller, Kind::InvalidArgument, "create the sandbox", why);
+        }
+        let order = Order {
+            id: &ask.id,
+            bundle: Path::new(&ask.bundle),
+            rootfs: Rootfs::Empty { shm_size: ask.shm_size },
+            seccomp: "",
+            log_path: None,
+            line_max: 0,
+            terminal: false,
+            stdin: false,
+            netns,
+            sandbox: true,
+        };
+        if ask.shm_size > 0 {
+            self.shm_path = Some(Path::new(&ask.bundle).join("shm"));
+        }
+        self.sandbox = self.create(caller, order);
+    }
+
+    pub(crate) fn create_container(&mut self, caller: Caller, ask: CreateContainer) {
+        const STAGE: &str = "create";
+        if !ask.handler.is_empty() {
+            let why = format!("external runtime {} is not supported by this shim", ask.handler);
+            return self.links.fail(caller, Kind::Unsupported, STAGE, why);
+        }
+        if self.key_of(&ask.id).is_some() {
+            return self.links.fail(
+                caller,
+                Kind::InvalidState,
+                STAGE,
+                format!("{} exists already", ask.id),
+            );
+        }
+        if self.members.len() >= MEMBERS_MAX {
+            let why = format!("{MEMBERS_MAX} containers exist; delete some");
+            return self.links.fail(caller, Kind::InvalidState, STAGE, why);
+        }
+        let rootfs = ask.rootfs.unwrap_or_default();
+        if rootfs.lowers.is_empty() {
+            return self.links.fail(
+                caller,
+                Kind::InvalidArgument,
+                STAGE,
+                "the root file system has no layers",
+            );
+        }
+        let upper = (!rootfs.upper.is_empty())
+            .then(|| Upper { upper: rootfs.upper.into(), work: rootfs.work.into() });
+        let layers = Layers {
+            lowers: rootfs.lowers.into_iter().map(PathBuf::from).collect(),
+            upper,
+            volatile: rootfs.volatile,
+        };
+        let order = Order {
+            id: &ask.id,
+            bundle: Path::new(&ask.bundle),
+            rootfs: Rootfs::Layers(layers),
+            seccomp: &ask.seccomp_bpf,
+            log_path: (!ask.log_path.is_empty()).then(|| PathBuf::from(&ask.log_path)),
+            line_max: ask.limits.map_or(0, |l| l.line_max as usize),
+            terminal: ask.tty,
+            stdin: ask.stdin,
+            netns: None,
+            sandbox: false,
+        };
+        self.create(caller, order);
+    }
+
+    fn create(&mut self, caller: Caller, order: Order<'_>) -> Option<u32> {
+        match self.try_create(caller, order) {
+            Ok(key) => Some(key),
+            Err(e) => {
+                self.links.fail(
+                    caller,
+                    Kind::Failed,
+                    "create",
+                    format!("fork: {}", container::error::words(&e.into())),
+                );
+                None
+            }
+        }
+    }
+
+    fn try_create(&mut self, caller: Caller, order: Order<'_>) -> Result<u32, Errno> {
+        let (ours, theirs) = protocol::pair()?;
+        channel::expect_credentials(ours.as_fd())?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        let (stdio, ends) = stdio(&order)?;
+        let pause = self.sandbox.and_then(|key| self.members.get(&key)).map(|m| m.pid);
+        let shm = self.shm_path.clone().filter(|_| !order.sandbox).zip(pause);
+        let job = Job {
+            id: order.id,
+            bundle: order.bundle,
+            rootfs: order.rootfs,
+            stdio: match &ends {
+                Some(fds) => Stdio::Pipes([fds[0].as_fd(), fds[1].as_fd(), fds[2].as_fd()]),
+                None => Stdio::Terminal,
+            },
+            pause: order.sandbox.then(|| self.image.as_fd()),
+            netns: order.netns.as_ref().map(AsFd::as_fd),
+            seccomp: order.seccomp,
+            log_path: stdio.log_path.as_deref(),
+            shm: shm.map(|(path, pause_pid)| SharedMemory { path, pause_pid }),
+            node: &self.node,
+            channel: theirs.as_fd(),
+        };
+        fork(|| creator::create(job))?;
+        let key = self.new_key();
+        self.watch(ours.as_fd(), Token::Report(key))?;
+        let mut member = Member::new(order.id.to_owned(), caller, ours);
+        member.seccomp = order.seccomp.to_owned();
+        member.stdio = stdio;
+        self.members.insert(key, member);
+        Ok(key)
+    }
+
+    /// Init of a container (or its creator) has something to say.
+    pub(crate) fn report(&mut self, key: u32) {
+        loop {
+            let Some(member) = self.members.get_mut(&key) else { return };
+            let Some(report) = &member.report else { return };
+            match channel::listen(report.as_fd()) {
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                Err(_) | Ok(Report::Closed) => return self.report_closed(key),
+                Ok(Report::Planned { cgroup, own_pids }) => {
+                    (member.cgroup, member.own_pids) = (cgroup, own_pids)
+                }
+                Ok(Report::Init { pid }) => {
+                    member.pid = pid;
+                    member.start_ticks = start_ticks(pid);
+                }
+                Ok(Report::Clamped(text)) => note(&format!("{}: {text}", member.id)),
+                Ok(Report::Failed(error)) => self.report_failed(key, error),
+                Ok(Report::Ready { terminal }) => self.report_ready(key, terminal),
+            }
+        }
+    }
+
+    fn report_ready(&mut self, key: u32, terminal: Option<OwnedFd>) {
+        let sandbox = Some(key) == self.sandbox;
+        let Some(member) = self.members.get_mut(&key) else { return };
+        member.phase = Phase::Created;
+        let mut outputs = std::mem::take(&mut member.stdio.outputs);
+        if let Some(master) = terminal {
+            let _ = rustix::io::ioctl_fionbio(&master, true);
+            outputs.push((Stream::Stdout, master));
+        }
+        if !sandbox {
+            member.logged = true;
+            self.pump.add(Source {
+                key,
+                fds: outputs,
+                path: member.stdio.log_path.take(),
+                line_max: member.stdio.line_max,
+                dropped: member.dropped.clone(),
+            });
+        } else if let Some(report) = &member.report {
+            // Pause has nothing to wait for: created is started.
+            let _ = channel::say_start(report.as_fd());
+            return;
+        }
+        let created = Created { pid: member.pid, start_ticks: member.start_ticks };
+        if let Some(caller) = member.waiting.take() {
+            self.links.answer(caller, Reply::Created(created));
+        }
+    }
+
+    fn report_failed(&mut self, key: u32, error: container::Error) {
+        let Some(member) = self.members.get_mut(&key) else { return };
+        if member.phase == Phase::Created && Some(key) != self.sandbox {
+            let exit = Exit {
+                code: START_ERROR,
+                at_ns: now_ns(),
+                oom_killed: false,
+                start_error: error.to_string(),
+            };
+            member.exit = Some(exit);
+            if let Some(caller) = member.waiting.take() {
+                self.links.fail(caller, Kind::Failed, &error.stage, error.message.clone());
+            }
+        }
+        if member.failure.is_none() {
+            member.failure = Some(error);
+        }
+    }
+
+    /// All ends are closed: init has become its program, or everybody has died.
+    fn report_closed(&mut self, key: u32) {
+        let Some(member) = self.members.get_mut(&key) else { return };
+        if let Some(report) = member.report.take() {
+            let _ = rustix::event::epoll::delete(&self.epoll, report.as_fd());
+        }
+        let sandbox = Some(key) == self.sandbox;
+        match member.phase {
+            Phase::Created if member.failure.is_none() => {
+                let Some(caller) = member.waiting.take() else { return };
+                member.phase = Phase::Running;
+                member.started_at_ns = now_ns();
+                let reply = if sandbox {
+                    Reply::Created(Created { pid: member.pid, start_ticks: member.start_ticks })
+                } else {
+                    Reply::Started(Started { at_ns: member.started_at_ns })
+                };
+                self.links.answer(caller, reply);
+            }
+            Phase::Creating => self.give_up(key),
+            Phase::Created if sandbox => {
+                member.phase = Phase::Creating;
+                self.give_up(key);
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn start(&mut self, caller: Caller, id: &str) {
+        const STAGE: &str = "start";
+        let Some(member) = self.find(caller, id, STAGE).and_then(|k| self.members.get_mut(&k))
+        else {
+            return;
+        };
+        let (kind, why) = match (member.phase, &member.report, member.waiting) {
+            (Phase::Created, Some(report), None) => match channel::say_start(report.as_fd()) {
+                Ok(()) => {
+                    member.waiting = Some(caller);
+                    return;
+                }
+                Err(e) => (Kind::AlreadyExited, format!("init is gone: {e}")),
+            },
+            (Phase::Created, None, _) | (Phase::Exited, ..) => {
+                (Kind::AlreadyExited, format!("{id} has exited"))
+            }
+            _ => (Kind::InvalidState, format!("{id} is started already or still being created")),
+        };
+        self.links.fail(caller, kind, STAGE, why);
+    }
+}
+
+/// Our ends and the container's ends; no ends of the container's when init makes a terminal.
+fn stdio(order: &Order<'_>) -> Result<(member::Stdio, Option<[OwnedFd; 3]>), Errno> {
+    let mut ours = member::Stdio {
+        log_path: order.log_path.clone(),
+        line_max: order.line_max,
+        ..Default::default()
+    };
+    if order.terminal {
+        return Ok((ours, None));
+    }
+    let null = || {
+        File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map(OwnedFd::from)
+            .map_err(|_| Errno::NODEV)
+    };
+    if order.sandbox {
+        return Ok((ours, Some([null()?, null()?, null()?])));
+    }
+    let stdin = if order.stdin {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        ours.stdin = Some(write);
+        read
+    } else {
+        null()?
+    };
+    let mut output = |stream: Stream| -> Result<OwnedFd, Errno> {
+        let (read, write) = output_pipe()?;
+        ours.outputs.push((stream, read));
+        Ok(write)
+    };
+    let (stdout, stderr) = (output(Stream::Stdout)?, output(Stream::Stderr)?);
+    Ok((ours, Some([stdin, stdout, stderr])))
+}
+
+/// A pipe whose read end never blocks; the write end is an ordinary one.
+pub(super) fn output_pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    Ok((read, write))
+}

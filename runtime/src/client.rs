@@ -1,0 +1,442 @@
+//! A handle to one shim: calls with deadlines, answers matched by number, events to whoever listens.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use protocol::{Ask, Body, Empty, News, Packet, Reply, Target};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{broadcast, oneshot};
+
+use crate::error::{Error, ErrorKind};
+use crate::request::{
+    ContainerCreated, ContainerState, CreateContainer, CreateSandbox, Event, ExecOutput, ExecSync,
+    Exit, Inventory, Phase, SandboxCreated, SandboxState, Started,
+};
+
+/// Calls that only change the shim's own state or send a signal.
+const QUICK: Duration = Duration::from_secs(10);
+/// Creating mounts things and may wait for a slow disk.
+const CREATE: Duration = Duration::from_secs(120);
+/// Killing and removing a group; the shim itself gives up sooner.
+const END: Duration = Duration::from_secs(30);
+/// What an exec may take beyond its own deadline, which the shim keeps: the drain and the way back.
+const EXEC_SLACK: Duration = Duration::from_secs(5);
+/// Events kept for a slow listener. One who misses some reads the inventory.
+const EVENTS: usize = 256;
+
+/// A shim, spoken to over one connection. Cheap to clone; the connection closes with the last handle.
+#[derive(Debug, Clone)]
+pub struct Shim {
+    inner: Arc<Inner>,
+    _keep: Arc<Guard>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    id: String,
+    socket: AsyncFd<OwnedFd>,
+    next: AtomicU64,
+    pending: Mutex<Option<Pending>>,
+    events: broadcast::Sender<Event>,
+    pid: std::sync::atomic::AtomicI32,
+}
+
+/// Who waits for which answer; gone with the connection.
+type Pending = HashMap<u64, oneshot::Sender<(Reply, Vec<OwnedFd>)>>;
+
+/// Ends the reading task with the last handle.
+#[derive(Debug)]
+struct Guard(tokio::task::AbortHandle);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Shim {
+    /// Says hello over a connected socket.
+    pub(crate) async fn greet(
+        id: &str,
+        socket: OwnedFd,
+        deadline: Duration,
+    ) -> Result<Self, Error> {
+        let fail = |e: std::io::Error| Error::new(ErrorKind::Failed, id, "connect to the shim", e);
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|e| fail(e.into()))?;
+        let socket = crate::sys::watch(socket).map_err(fail)?;
+        let inner = Arc::new(Inner {
+            id: id.to_owned(),
+            socket,
+            next: AtomicU64::new(1),
+            pending: Mutex::new(Some(HashMap::new())),
+            events: broadcast::Sender::new(EVENTS),
+            pid: 0.into(),
+        });
+        let task = tokio::spawn(read_all(Arc::clone(&inner)));
+        let shim = Self { inner, _keep: Arc::new(Guard(task.abort_handle())) };
+        let hello = protocol::Hello { version: protocol::VERSION, pid: std::process::id() as i32 };
+        match shim.call(Ask::Hello(hello), &[], "connect to the shim", id, Some(deadline)).await? {
+            (Reply::Hello(hello), _) => shim.inner.pid.store(hello.pid, Ordering::Relaxed),
+            _ => return Err(shim.confused("connect to the shim")),
+        }
+        Ok(shim)
+    }
+
+    /// The shim's process.
+    pub fn pid(&self) -> i32 {
+        self.inner.pid.load(Ordering::Relaxed)
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.inner.events.subscribe()
+    }
+
+    /// Makes the sandbox: its namespaces and the pause process, in `netns` or, without it, in the host's network.
+    pub async fn create_sandbox(
+        &self,
+        req: CreateSandbox,
+        netns: Option<OwnedFd>,
+    ) -> Result<SandboxCreated, Error> {
+        let stage = "create the sandbox";
+        let id = req.id.clone();
+        let ask = protocol::CreateSandbox {
+            id: req.id,
+            bundle: text(&req.bundle, &id, stage)?,
+            shm_size: req.shm_size,
+            has_netns: netns.is_some(),
+        };
+        let fds: Vec<_> = netns.iter().map(AsFd::as_fd).collect();
+        match self.call(Ask::CreateSandbox(ask), &fds, stage, &id, Some(CREATE)).await? {
+            (Reply::Created(c), _) => {
+                Ok(SandboxCreated { pause_pid: c.pid, pause_start_ticks: c.start_ticks })
+            }
+            _ => Err(self.confused(stage)),
+        }
+    }
+
+    /// Returns when the container's init has set everything up and waits before exec.
+    pub async fn create_container(&self, req: CreateContainer) -> Result<ContainerCreated, Error> {
+        let stage = "create";
+        let id = req.id.clone();
+        let path = |p: &Path| text(p, &id, stage);
+        let optional =
+            |p: &Option<std::path::PathBuf>| p.as_deref().map_or(Ok(String::new()), path);
+        let rootfs = protocol::Rootfs {
+            lowers: req.rootfs.lowers.iter().map(|l| path(l)).collect::<Result<_, _>>()?,
+            upper: optional(&req.rootfs.upper)?,
+            work: optional(&req.rootfs.work)?,
+            volatile: req.rootfs.volatile,
+        };
+        let ask = protocol::CreateContainer {
+            id: req.id.clone(),
+            bundle: path(&req.bundle)?,
+            rootfs: Some(rootfs),
+            log_path: optional(&req.log_path)?,
+            tty: req.tty,
+            stdin: req.stdin,
+            stdin_once: req.stdin_once,
+            handler: optional(&req.handler)?,
+            seccomp_bpf: optional(&req.seccomp_bpf)?,
+            limits: Some(protocol::LogLimits { line_max: req.limits.line_max }),
+        };
+        match self.call(Ask::CreateContainer(ask), &[], stage, &id, Some(CREATE)).await? {
+            (Reply::Created(c), _) => Ok(ContainerCreated { pid: c.pid }),
+            _ => Err(self.confused(stage)),
+        }
+    }
+
+    /// Returns after execve succeeded. An error of stage `exec` means that the container is EXITED with a start error.
+    pub async fn start_container(&self, id: &str) -> Result<Started, Error> {
+        match self.call(Ask::Start(target(id)), &[], "start", id, Some(QUICK)).await? {
+            (Reply::Started(s), _) => Ok(Started { at_ns: s.at_ns }),
+            _ => Err(self.confused("start")),
+        }
+    }
+
+    /// Sends a signal to the container's init.
+    pub async fn signal(&self, id: &str, signal: i32) -> Result<(), Error> {
+        self.done(Ask::Signal(protocol::Signal { id: id.to_owned(), signal }), "signal", id, QUICK)
+            .await
+    }
+
+    /// SIGKILL to init and everything in its control group.
+    pub async fn kill(&self, id: &str) -> Result<(), Error> {
+        self.done(Ask::Kill(target(id)), "kill", id, QUICK).await
+    }
+
+    /// Waits for the exit; `None` when `timeout` passes first. Needs no memory in the shim: it listens to events and
+    /// asks once for what may have happened before.
+    pub async fn wait(&self, id: &str, timeout: Option<Duration>) -> Result<Option<Exit>, Error> {
+        let waiting = self.wait_for_exit(id);
+        match timeout {
+            None => waiting.await.map(Some),
+            Some(limit) => match tokio::time::timeout(limit, waiting).await {
+                Ok(result) => result.map(Some),
+                Err(_) => Ok(None),
+            },
+        }
+    }
+
+    async fn wait_for_exit(&self, id: &str) -> Result<Exit, Error> {
+        let mut events = self.events();
+        loop {
+            let inventory = self.inventory().await?;
+            let sandbox = inventory.sandbox.filter(|s| s.id == id).map(|s| s.phase);
+            let found = sandbox
+                .or_else(|| inventory.containers.into_iter().find(|c| c.id == id).map(|c| c.phase));
+            match found {
+                Some(Phase::Exited(exit)) => return Ok(exit),
+                Some(_) => {}
+                None => {
+                    return Err(Error::new(ErrorKind::NotFound, id, "wait", "no such container"));
+                }
+            }
+            loop {
+                match events.recv().await {
+                    Ok(Event::Exited { id: who, exit }) if who == id => return Ok(exit),
+                    Ok(Event::Exited { .. }) => {}
+                    Err(broadcast::error::RecvError::Lagged(_)) => break,
+                    Ok(Event::Lost) | Err(broadcast::error::RecvError::Closed) => {
+                        return Err(Error::gone(id, "wait"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs a process in the container. Kind `Timeout` when its deadline passed; the process tree is dead then.
+    pub async fn exec_sync(&self, req: ExecSync) -> Result<ExecOutput, Error> {
+        let stage = "exec";
+        let ask = protocol::ExecSync {
+            id: req.id.clone(),
+            process_json: req.process_json,
+            // Zero means no limit on the wire, so the shortest limit is a millisecond.
+            timeout_ms: req
+                .timeout
+                .map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX).max(1)),
+            output_cap: req.output_cap as u64,
+            seccomp_bpf: String::new(),
+        };
+        let limit = req.timeout.map(|t| t.saturating_add(EXEC_SLACK));
+        let (Reply::Output(o), fds) =
+            self.call(Ask::ExecSync(ask), &[], stage, &req.id, limit).await?
+        else {
+            return Err(self.confused(stage));
+        };
+        let cap = req.output_cap as u64;
+        let (exit_code, id) = (o.exit_code, req.id);
+        // Reading a memfd is a copy in memory, but of up to 16 MiB twice: not on a reactor thread.
+        let read = tokio::task::spawn_blocking(move || {
+            let mut fds = fds.into_iter();
+            let mut stream = |inline: Vec<u8>, spilled: u64| match spilled {
+                0 => Ok(inline),
+                len => fds
+                    .next()
+                    .ok_or_else(|| std::io::Error::other("its descriptor did not arrive"))
+                    .and_then(|fd| protocol::wire::read_memfd(fd, len.min(cap))),
+            };
+            Ok::<_, std::io::Error>((
+                stream(o.stdout, o.stdout_spilled)?,
+                stream(o.stderr, o.stderr_spilled)?,
+            ))
+        });
+        let result = read.await.map_err(std::io::Error::other).and_then(|r| r);
+        let (stdout, stderr) =
+            result.map_err(|e| Error::new(ErrorKind::Failed, &id, "read the output", e))?;
+        Ok(ExecOutput { exit_code, stdout, stderr })
+    }
+
+    /// Goes on in a new file of the same name, after the old one was renamed.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        self.done(Ask::ReopenLog(target(id)), "reopen the log", id, QUICK).await
+    }
+
+    /// Changes limits; `resources_json` is an OCI `linux.resources` object.
+    pub async fn update_container(&self, id: &str, resources_json: &[u8]) -> Result<(), Error> {
+        let ask = protocol::Update { id: id.to_owned(), resources_json: resources_json.to_vec() };
+        self.done(Ask::Update(ask), "update resources", id, QUICK).await
+    }
+
+    /// Forgets an exited container (a created one is killed first) and removes its control group. Idempotent.
+    pub async fn delete_container(&self, id: &str) -> Result<(), Error> {
+        self.done(Ask::Delete(target(id)), "delete", id, END).await
+    }
+
+    /// Kills all containers and pause; they stay in the inventory until deleted. Idempotent.
+    pub async fn stop_sandbox(&self) -> Result<(), Error> {
+        let id = self.inner.id.clone();
+        self.done(Ask::StopSandbox(Empty {}), "stop the sandbox", &id, END).await
+    }
+
+    /// Kills everything, removes every control group of the pod, and ends the shim. A gone shim is fine.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        let id = self.inner.id.clone();
+        let done = self.done(Ask::Shutdown(Empty {}), "shut down", &id, END).await;
+        match done {
+            Err(e) if e.kind == ErrorKind::Gone => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Everything the shim knows.
+    pub async fn inventory(&self) -> Result<Inventory, Error> {
+        let (stage, id) = ("read the inventory", self.inner.id.clone());
+        let (Reply::Inventory(i), _) =
+            self.call(Ask::Inventory(Empty {}), &[], stage, &id, Some(QUICK)).await?
+        else {
+            return Err(self.confused(stage));
+        };
+        let container = |s: protocol::State| ContainerState {
+            phase: Phase::of(&s),
+            pid: s.pid,
+            started_at_ns: s.started_at_ns,
+            log_dropped_bytes: s.log_dropped_bytes,
+            id: s.id,
+        };
+        let sandbox = i.sandbox.map(|s| SandboxState {
+            phase: Phase::of(&s),
+            pause_pid: s.pid,
+            pause_start_ticks: s.start_ticks,
+            id: s.id,
+        });
+        Ok(Inventory { sandbox, containers: i.containers.into_iter().map(container).collect() })
+    }
+
+    async fn done(
+        &self,
+        ask: Ask,
+        stage: &str,
+        object: &str,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        match self.call(ask, &[], stage, object, Some(limit)).await? {
+            (Reply::Done(_), _) => Ok(()),
+            _ => Err(self.confused(stage)),
+        }
+    }
+
+    async fn call(
+        &self,
+        ask: Ask,
+        fds: &[BorrowedFd<'_>],
+        stage: &str,
+        object: &str,
+        limit: Option<Duration>,
+    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        let seq = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        match &mut *lock(&self.inner.pending) {
+            Some(pending) => pending.insert(seq, sender),
+            None => return Err(Error::gone(object, stage)),
+        };
+        // Removed on every way out, also when the caller drops this future.
+        let _forget = Forget { inner: &self.inner, seq };
+        let packet = Packet::call(seq, ask);
+        let exchange = async {
+            send(&self.inner.socket, &packet, fds).await.map_err(|_| Error::gone(object, stage))?;
+            receiver.await.map_err(|_| Error::gone(object, stage))
+        };
+        let answered = match limit {
+            None => exchange.await,
+            Some(limit) => tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
+                let text = format!("no answer from the shim within {limit:?}");
+                Err(Error::new(ErrorKind::Timeout, object, stage, text))
+            }),
+        };
+        match answered? {
+            (Reply::Failed(failed), _) => Err(Error::answered(object, failed)),
+            reply => Ok(reply),
+        }
+    }
+
+    fn confused(&self, stage: &str) -> Error {
+        Error::new(ErrorKind::Failed, &self.inner.id, stage, "the shim answered something else")
+    }
+}
+
+struct Forget<'a> {
+    inner: &'a Inner,
+    seq: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        if let Some(pending) = &mut *lock(&self.inner.pending) {
+            pending.remove(&self.seq);
+        }
+    }
+}
+
+async fn send(
+    socket: &AsyncFd<OwnedFd>,
+    packet: &Packet,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), protocol::WireError> {
+    loop {
+        let mut ready = socket.writable().await.map_err(protocol::WireError::Memfd)?;
+        match protocol::send(socket.get_ref().as_fd(), packet, fds) {
+            Err(e) if e.is_would_block() => ready.clear_ready(),
+            other => return other,
+        }
+    }
+}
+
+/// Reads until the connection ends, then tells everybody who still waits.
+async fn read_all(inner: Arc<Inner>) {
+    let mut buffer = vec![0u8; protocol::wire::INLINE_MAX];
+    while let Ok(mut ready) = inner.socket.ready(Interest::READABLE).await {
+        match protocol::receive(inner.socket.get_ref().as_fd(), &mut buffer) {
+            Ok(Some((packet, fds))) => deliver(&inner, packet, fds),
+            Err(e) if e.is_would_block() => ready.clear_ready(),
+            Ok(None) => break,
+            Err(e) => {
+                tracing::warn!(pod = inner.id, error = %e, "shim connection broken");
+                break;
+            }
+        }
+    }
+    *lock(&inner.pending) = None;
+    let _ = inner.events.send(Event::Lost); // nobody listening is fine
+}
+
+fn deliver(inner: &Inner, packet: Packet, fds: Vec<OwnedFd>) {
+    match packet.body {
+        Some(Body::Answer(answer)) => {
+            let waiting = lock(&inner.pending).as_mut().and_then(|p| p.remove(&packet.seq));
+            if let (Some(waiting), Some(reply)) = (waiting, answer.reply) {
+                let _ = waiting.send((reply, fds)); // whoever asked may have given up
+            }
+        }
+        Some(Body::Notice(notice)) => {
+            if let Some(News::Exited(e)) = notice.news {
+                let event = Event::Exited { id: e.id, exit: e.exit.unwrap_or_default().into() };
+                let _ = inner.events.send(event);
+            }
+        }
+        _ => {
+            tracing::warn!(pod = inner.id, "shim sent something that is neither answer nor notice")
+        }
+    }
+}
+
+/// Nothing panics while holding it, so the data of a poisoned lock is whole.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn target(id: &str) -> Target {
+    Target { id: id.to_owned() }
+}
+
+fn text(path: &Path, object: &str, stage: &str) -> Result<String, Error> {
+    let utf8 = path.to_str().map(str::to_owned);
+    utf8.ok_or_else(|| {
+        Error::new(ErrorKind::InvalidArgument, object, stage, format!("{path:?} is not UTF-8"))
+    })
+}

@@ -1,0 +1,152 @@
+//! What is asked of a shim and what it answers, in the daemon's own types.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A sandbox to create from the `config.json` in `bundle`, the pod's directory.
+#[derive(Debug, Clone)]
+pub struct CreateSandbox {
+    pub id: String,
+    pub bundle: PathBuf,
+    /// Bytes of the pod's `/dev/shm`; 0: the pod uses the host's IPC namespace and gets none.
+    pub shm_size: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SandboxCreated {
+    pub pause_pid: i32,
+    /// Field 22 of `/proc/<pid>/stat`.
+    pub pause_start_ticks: u64,
+}
+
+/// A container to create from the `config.json` in `bundle`.
+#[derive(Debug, Clone, Default)]
+pub struct CreateContainer {
+    pub id: String,
+    pub bundle: PathBuf,
+    pub rootfs: Rootfs,
+    /// None: output is read and dropped.
+    pub log_path: Option<PathBuf>,
+    pub tty: bool,
+    pub stdin: bool,
+    pub stdin_once: bool,
+    /// An external OCI runtime; None: the built-in one.
+    pub handler: Option<PathBuf>,
+    /// File with a compiled BPF program.
+    pub seccomp_bpf: Option<PathBuf>,
+    pub limits: LogLimits,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Rootfs {
+    /// Top first.
+    pub lowers: Vec<PathBuf>,
+    /// None: the root is read-only.
+    pub upper: Option<PathBuf>,
+    pub work: Option<PathBuf>,
+    pub volatile: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogLimits {
+    /// Content bytes per log line; 0: 16 KiB.
+    pub line_max: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContainerCreated {
+    pub pid: i32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Unix nanoseconds.
+    pub at_ns: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// 128 + n for signal n.
+    pub code: i32,
+    /// Unix nanoseconds.
+    pub at_ns: i64,
+    pub oom_killed: bool,
+    /// Why the workload never ran.
+    pub start_error: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A container, or the sandbox (its pause process), has ended and its output is in the log.
+    Exited { id: String, exit: Exit },
+    /// The connection is gone: connect again and read the inventory.
+    Lost,
+}
+
+#[derive(Debug, Clone)]
+pub struct ExecSync {
+    pub id: String,
+    /// The OCI `process` object.
+    pub process_json: Vec<u8>,
+    pub timeout: Option<Duration>,
+    /// Bytes kept of each stream.
+    pub output_cap: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    pub exit_code: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inventory {
+    pub sandbox: Option<SandboxState>,
+    pub containers: Vec<ContainerState>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxState {
+    pub id: String,
+    pub pause_pid: i32,
+    pub pause_start_ticks: u64,
+    pub phase: Phase,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerState {
+    pub id: String,
+    pub pid: i32,
+    pub phase: Phase,
+    /// Unix nanoseconds; 0: never started.
+    pub started_at_ns: i64,
+    /// Output that could not be written to the log.
+    pub log_dropped_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    Created,
+    Running,
+    Exited(Exit),
+}
+
+impl From<protocol::Exit> for Exit {
+    fn from(e: protocol::Exit) -> Self {
+        let start_error = (!e.start_error.is_empty()).then_some(e.start_error);
+        Self { code: e.code, at_ns: e.at_ns, oom_killed: e.oom_killed, start_error }
+    }
+}
+
+impl Phase {
+    pub(crate) fn of(state: &protocol::State) -> Self {
+        match (state.phase(), &state.exit) {
+            (protocol::Phase::Exited, exit) => {
+                Self::Exited(exit.clone().unwrap_or_default().into())
+            }
+            (protocol::Phase::Running, _) => Self::Running,
+            _ => Self::Created,
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! A pod of its own for each test, with a leak check at its end.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cgroup::Hierarchies;
+use runtime::{
+    ContainerCreated, CreateContainer, CreateSandbox, Error, ErrorKind, ExecOutput, ExecSync, Exit,
+    Rootfs, SandboxCreated, Shim, ShimCgroup, Shims,
+};
+
+const BUSYBOX: &str = "/bin/busybox";
+const DEFAULT_CAPS: &str = r#"["CAP_CHOWN","CAP_DAC_OVERRIDE","CAP_FSETID","CAP_FOWNER","CAP_MKNOD","CAP_NET_RAW",
+    "CAP_SETGID","CAP_SETUID","CAP_SETFCAP","CAP_SETPCAP","CAP_NET_BIND_SERVICE","CAP_SYS_CHROOT","CAP_KILL",
+    "CAP_AUDIT_WRITE"]"#;
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) shims: Shims,
+    pub(crate) shim: Shim,
+    pub(crate) sandbox: SandboxCreated,
+    pub(crate) hierarchies: Hierarchies,
+    name: String,
+    dir: tempfile::TempDir,
+    mounts: String,
+}
+
+#[derive(Debug)]
+pub(crate) struct Payload {
+    pub(crate) args: Vec<String>,
+    pub(crate) mounts: Vec<String>,
+    pub(crate) resources: String,
+    pub(crate) user: String,
+    pub(crate) cwd: String,
+    pub(crate) caps: String,
+    pub(crate) tty: bool,
+    pub(crate) pod_pids: bool,
+}
+
+impl Payload {
+    pub(crate) fn args(args: &[&str]) -> Self {
+        Self {
+            args: args.iter().map(|a| (*a).to_owned()).collect(),
+            mounts: Vec::new(),
+            resources: "{}".into(),
+            user: r#"{"uid":0,"gid":0}"#.into(),
+            cwd: "/".into(),
+            caps: DEFAULT_CAPS.into(),
+            tty: false,
+            pod_pids: false,
+        }
+    }
+
+    pub(crate) fn sh(script: &str) -> Self {
+        Self::args(&["/bin/sh", "-c", script])
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Running<'n> {
+    pub(crate) id: String,
+    node: &'n Node,
+    short: String,
+}
+
+impl Node {
+    /// `None`, said loudly, when this machine cannot run the test and is not required to.
+    pub(crate) async fn start(name: &str) -> Option<Self> {
+        let root = rustix::process::geteuid().is_root();
+        if !root || !Path::new(BUSYBOX).exists() {
+            let why = format!("SKIPPED {name}: needs root and {BUSYBOX} (package busybox-static)");
+            assert!(std::env::var_os("E2E_REQUIRE_ROOT").is_none(), "{why}");
+            eprintln!("{why}");
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("tempdir");
+        lay_out(dir.path());
+        let parent = format!("lapstrake-test-{}/{name}/shims", std::process::id());
+        let shims = Shims::open(&shim_binary(), ShimCgroup { parent }).expect("open the shim");
+        let id = format!("{name}-pod");
+        let hierarchies = Hierarchies::detect().expect("cgroups");
+        let mounts = host_mounts();
+        let shim = shims.spawn(&id, &dir.path().join("pod")).await.expect("spawn");
+        let group = format!("/lapstrake-test-{}/{name}/pod/{id}", std::process::id());
+        let config = format!(
+            r#"{{"ociVersion":"1.2.0","hostname":"the-pod","process":{{"args":["/pause"],"cwd":"/"}},
+            "linux":{{"cgroupsPath":"{group}","namespaces":[{{"type":"ipc"}},{{"type":"uts"}},{{"type":"mount"}},
+            {{"type":"pid"}}]}}}}"#
+        );
+        std::fs::write(dir.path().join("pod/config.json"), config).expect("config");
+        let request = CreateSandbox { id, bundle: dir.path().join("pod"), shm_size: 1 << 20 };
+        let netns = std::fs::File::open("/proc/self/ns/net").expect("netns");
+        let sandbox = shim.create_sandbox(request, Some(netns.into())).await.expect("sandbox");
+        Some(Self { shims, shim, sandbox, hierarchies, name: name.to_owned(), dir, mounts })
+    }
+
+    pub(crate) fn group(&self, short: &str) -> String {
+        format!("/lapstrake-test-{}/{}/pod/{}-{short}", std::process::id(), self.name, self.name)
+    }
+
+    pub(crate) fn pod_dir(&self) -> PathBuf {
+        self.dir.path().join("pod")
+    }
+
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::create_dir_all(&path).expect("mkdir");
+        path
+    }
+
+    pub(crate) fn log_path(&self, short: &str) -> PathBuf {
+        self.dir.path().join(format!("{short}.log"))
+    }
+
+    pub(crate) fn log(&self, short: &str) -> String {
+        std::fs::read_to_string(self.log_path(short)).unwrap_or_default()
+    }
+
+    pub(crate) async fn create(&self, short: &str, payload: Payload) -> Result<Running<'_>, Error> {
+        let id = format!("{}-{short}", self.name);
+        let bundle = self.scratch(&format!("pod/containers/{id}"));
+        self.scratch(&format!("pod/containers/{id}/rootfs"));
+        std::fs::write(bundle.join("config.json"), self.config(short, &payload)).expect("config");
+        let request = CreateContainer {
+            id: id.clone(),
+            bundle,
+            rootfs: Rootfs {
+                lowers: vec![self.dir.path().join("layer")],
+                upper: Some(self.scratch(&format!("{short}/upper"))),
+                work: Some(self.scratch(&format!("{short}/work"))),
+                volatile: false,
+            },
+            log_path: Some(self.log_path(short)),
+            tty: payload.tty,
+            ..Default::default()
+        };
+        let ContainerCreated { pid } = self.shim.create_container(request).await?;
+        assert!(Path::new(&format!("/proc/{pid}")).exists());
+        Ok(Running { id, node: self, short: short.to_owned() })
+    }
+
+    fn config(&self, short: &str, p: &Payload) -> String {
+        let pause = self.sandbox.pause_pid;
+        let args = serde_json::to_string(&p.args).expect("args");
+        let pid =
+            if p.pod_pids { format!(r#","path":"/proc/{pause}/ns/pid""#) } else { String::new() };
+        let extra: String = p.mounts.iter().map(|m| format!(",{m}")).collect();
+        let caps = &p.caps;
+        format!(
+            r#"{{"ociVersion":"1.2.0","root":{{"path":"rootfs"}},
+            "process":{{"args":{args},"cwd":"{cwd}","user":{user},"env":["PATH=/bin"],"terminal":{tty},
+              "oomScoreAdj":100,"noNewPrivileges":true,
+              "capabilities":{{"bounding":{caps},"effective":{caps},"permitted":{caps}}}}},
+            "mounts":[
+              {{"destination":"/proc","type":"proc","source":"proc","options":["nosuid","noexec","nodev"]}},
+              {{"destination":"/dev","type":"tmpfs","source":"tmpfs","options":["nosuid","strictatime","mode=755","size=65536k"]}},
+              {{"destination":"/dev/pts","type":"devpts","source":"devpts",
+                "options":["nosuid","noexec","newinstance","ptmxmode=0666","mode=0620","gid=5"]}},
+              {{"destination":"/dev/mqueue","type":"mqueue","source":"mqueue","options":["nosuid","noexec","nodev"]}},
+              {{"destination":"/sys","type":"sysfs","source":"sysfs","options":["nosuid","noexec","nodev","ro"]}},
+              {{"destination":"/sys/fs/cgroup","type":"cgroup","source":"cgroup",
+                "options":["nosuid","noexec","nodev","relatime","ro"]}}{extra}],
+            "linux":{{"cgroupsPath":"{group}","resources":{resources},
+              "maskedPaths":["/proc/kcore","/proc/keys","/sys/firmware"],
+              "readonlyPaths":["/proc/sys","/proc/bus"],
+              "namespaces":[{{"type":"mount"}},{{"type":"pid"{pid}}},
+                {{"type":"network","path":"/proc/{pause}/ns/net"}},{{"type":"ipc","path":"/proc/{pause}/ns/ipc"}},
+                {{"type":"uts","path":"/proc/{pause}/ns/uts"}}]}}}}"#,
+            cwd = p.cwd,
+            user = p.user,
+            tty = p.tty,
+            resources = p.resources,
+            group = self.group(short),
+        )
+    }
+
+    pub(crate) async fn lose_connection(self) -> Disconnected {
+        let Self { shims, shim, sandbox, hierarchies, name, dir, mounts } = self;
+        drop(shim);
+        Disconnected { shims, sandbox, hierarchies, name, dir, mounts }
+    }
+
+    /// Shuts the pod down and looks for what it left.
+    pub(crate) async fn end(self) {
+        let pid = self.shim.pid();
+        self.shim.shutdown().await.expect("shutdown");
+        self.shim.shutdown().await.expect("a gone shim is fine");
+        let id = format!("{}-pod", self.name);
+        self.shims.forget(&id).await.expect("forget");
+        let gone = self.shims.connect(&id, &self.pod_dir(), Duration::from_secs(1)).await;
+        assert_eq!(gone.expect_err("ended").kind, ErrorKind::Gone);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the shim still runs");
+        let left = groups_below(
+            &self.hierarchies,
+            &format!("/lapstrake-test-{}/{}/pod", std::process::id(), self.name),
+        );
+        assert!(left.is_empty(), "groups left: {left:?}");
+        self.shims.prune();
+        self.hierarchies.prune(&format!(
+            "/lapstrake-test-{}/{}/pod",
+            std::process::id(),
+            self.name
+        ));
+        let left = processes_in(self.dir.path());
+        assert!(left.is_empty(), "processes left: {left:?}");
+        assert_eq!(host_mounts(), self.mounts, "mounts left in the host's namespace");
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Disconnected {
+    shims: Shims,
+    sandbox: SandboxCreated,
+    hierarchies: Hierarchies,
+    name: String,
+    dir: tempfile::TempDir,
+    mounts: String,
+}
+
+impl Disconnected {
+    pub(crate) async fn reconnect(self) -> Node {
+        let Self { shims, sandbox, hierarchies, name, dir, mounts } = self;
+        let id = format!("{name}-pod");
+        let shim = shims
+            .connect(&id, &dir.path().join("pod"), Duration::from_secs(5))
+            .await
+            .expect("connect");
+        Node { shims, shim, sandbox, hierarchies, name, dir, mounts }
+    }
+}
+
+impl Running<'_> {
+    pub(crate) async fn start(&self) -> Result<runtime::Started, Error> {
+        self.node.shim.start_container(&self.id).await
+    }
+
+    pub(crate) async fn exit(&self) -> Exit {
+        let exit = self.node.shim.wait(&self.id, Some(Duration::from_secs(20))).await;
+        exit.expect("wait").expect("in time")
+    }
+
+    pub(crate) async fn exec(&self, script: &str, timeout: Option<Duration>) -> Result<ExecOutput, Error> {
+        self.exec_args(&["/bin/sh", "-c", script], timeout).await
+    }
+
+    pub(crate) async fn exec_args(
+        &self,
+        args: &[&str],
+        timeout: Option<Duration>,
+    ) -> Result<ExecOutput, Error> {
+        let args = serde_json::to_string(args).expect("args");
+        let process =
+            format!(r#"{{"args":{args},"cwd":"/","env":["PATH=/bin"],"noNewPrivileges":true}}"#);
+        let request = ExecSync {
+            id: self.id.clone(),
+            process_json: process.into_bytes(),
+            timeout,
+            output_cap: 16 << 20,
+        };
+        self.node.shim.exec_sync(request).await
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.node.log(&self.short)
+    }
+
+    /// The log's contents without what the format adds.
+    pub(crate) fn text(&self) -> String {
+        self.log().lines().map(|l| format!("{}\n", l.splitn(4, ' ').nth(3).unwrap_or(""))).collect()
+    }
+}
+
+/// An image layer with busybox and its applets, and the pod's directory.
+fn lay_out(dir: &Path) {
+    for sub in ["pod/shm", "layer/bin", "layer/etc", "layer/tmp"] {
+        std::fs::create_dir_all(dir.join(sub)).expect("mkdir");
+    }
+    std::fs::copy(BUSYBOX, dir.join("layer/bin/busybox")).expect("busybox");
+    let applets = [
+        "sh", "cat", "ls", "sleep", "dd", "id", "ps", "grep", "hostname", "mount", "wc",
+        "readlink", "tr", "touch", "head", "tail", "df", "tty", "stat", "uniq", "true", "yes",
+        "seq",
+    ];
+    for applet in applets {
+        std::os::unix::fs::symlink("busybox", dir.join("layer/bin").join(applet)).expect("link");
+    }
+    std::fs::write(dir.join("layer/etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")
+        .expect("passwd");
+}
+
+/// Built beside this test, with `LAPSTRAKE_SHIM` to test another.
+fn shim_binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("LAPSTRAKE_SHIM") {
+        return path.into();
+    }
+    let exe = std::env::current_exe().expect("exe");
+    let target = exe.ancestors().nth(2).expect("target dir");
+    let shim = target.join("lapstrake-shim");
+    assert!(
+        shim.exists(),
+        "{} is missing: build it first (cargo build -p lapstrake-shim)",
+        shim.display()
+    );
+    shim
+}
+
+fn host_mounts() -> String {
+    std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo")
+}
+
+fn groups_below(node: &Hierarchies, group: &str) -> BTreeSet<PathBuf> {
+    let dirs = node.dirs(group);
+    dirs.iter()
+        .flat_map(|d| std::fs::read_dir(d).into_iter().flatten().flatten())
+        .map(|e| e.path())
+        .filter(|p| p.is_dir())
+        .collect()
+}
+
+/// Processes whose root or working directory is below `dir`, or that were started with it in their command line.
+fn processes_in(dir: &Path) -> Vec<String> {
+    let needle = dir.to_string_lossy().into_owned();
+    let pids = std::fs::read_dir("/proc").expect("proc").flatten();
+    pids.filter_map(|e| {
+        let cwd = std::fs::read_link(e.path().join("cwd")).ok()?;
+        let cmdline = std::fs::read_to_string(e.path().join("cmdline")).ok()?;
+        (cwd.to_string_lossy().contains(&needle) || cmdline.contains(&needle))
+            .then(|| format!("{e:?} {cmdline}"))
+    })
+    .collect()
+}

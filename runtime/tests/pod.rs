@@ -1,0 +1,357 @@
+//! The kernel ring: real shims, namespaces, groups and processes, driven through the daemon's side of the runtime.
+//! Needs root and a statically linked busybox; says so loudly when it has not got them.
+
+mod node;
+
+use std::time::{Duration, Instant};
+
+use node::{Node, Payload};
+use runtime::{ErrorKind, Event, Phase};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_runs_logs_and_exits_with_its_code() {
+    let Some(node) = Node::start("runs").await else { return };
+    let mut events = node.shim.events();
+    let c = node.create("c1", Payload::sh("echo out; echo err >&2; exit 7")).await.expect("create");
+    c.start().await.expect("start");
+    let exit = c.exit().await;
+    assert_eq!((exit.code, exit.oom_killed), (7, false));
+    let log = c.log();
+    assert!(log.contains(" stdout F out\n") && log.contains(" stderr F err\n"), "{log}");
+    assert!(matches!(events.recv().await, Ok(Event::Exited { id, .. }) if id == c.id));
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_container_sees_itself_and_nothing_else() {
+    let Some(node) = Node::start("sees").await else { return };
+    let script = "echo pid=$$; hostname; cat /proc/self/oom_score_adj; ls /; mount | wc -l; \
+        for n in null zero full random urandom tty; do test -c /dev/$n || echo missing $n; done; \
+        readlink /dev/ptmx; ls /proc/self/fd | tr '\\n' ' '; echo; \
+        touch /ok && echo writable; echo x > /proc/sys/kernel/panic || echo sys-ro; \
+        cat /proc/kcore | wc -c; ls /sys/firmware | wc -l; grep Cap /proc/self/status; umask; \
+        cat /proc/self/cgroup | head -3; ls /sys/fs/cgroup; df -h /dev/shm | tail -1";
+    let c = node.create("c1", Payload::sh(script)).await.expect("create");
+    c.start().await.expect("start");
+    assert_eq!(c.exit().await.code, 0, "{}", c.log());
+    let log = c.text();
+    for want in [
+        "pid=1\n",
+        "the-pod\n",
+        "writable\n",
+        "sys-ro\n",
+        "pts/ptmx\n",
+        "CapBnd:\t00000000a80425fb",
+        "0 1 2 3 \n",
+    ] {
+        assert!(log.contains(want), "{want:?} is not in:\n{log}");
+    }
+    assert!(!log.contains("missing"), "{log}");
+    assert!(log.contains("lapstrake") || log.contains("shm"), "{log}");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_command_is_a_start_error_that_names_it() {
+    let Some(node) = Node::start("missing").await else { return };
+    let c = node.create("c1", Payload::args(&["no-such-command"])).await.expect("create");
+    let error = c.start().await.expect_err("cannot start");
+    assert_eq!((error.kind, error.stage.as_str()), (ErrorKind::Failed, "exec"));
+    assert!(
+        error.message.contains(r#""no-such-command": executable file not found in $PATH"#),
+        "{error}"
+    );
+    let exit = c.exit().await;
+    assert_eq!(exit.code, 128);
+    assert!(exit.start_error.expect("why").contains("no-such-command"));
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_mount_source_fails_the_creation_with_its_path_and_leaves_nothing() {
+    let Some(node) = Node::start("source").await else { return };
+    let mut payload = Payload::sh("true");
+    payload
+        .mounts
+        .push(r#"{"destination":"/data","source":"/no/such/dir","options":["rbind"]}"#.to_owned());
+    let error = node.create("c1", payload).await.expect_err("no source");
+    assert_eq!(error.stage, "mount /data");
+    assert_eq!(error.message, "open /no/such/dir: No such file or directory");
+    assert_eq!(node.shim.inventory().await.expect("inventory").containers, []);
+    assert!(!node.hierarchies.exists(&node.group("c1")));
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_reach_init_and_a_killed_container_is_137() {
+    let Some(node) = Node::start("signals").await else { return };
+    let term = node
+        .create("c1", Payload::sh("trap 'exit 3' TERM; while :; do sleep 0.01; done"))
+        .await
+        .expect("create");
+    term.start().await.expect("start");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    node.shim.signal(&term.id, 15).await.expect("signal");
+    assert_eq!(term.exit().await.code, 3);
+    let kill = node.create("c2", Payload::sh("sleep 1000 & sleep 1000")).await.expect("create");
+    kill.start().await.expect("start");
+    node.shim.kill(&kill.id).await.expect("kill");
+    let exit = kill.exit().await;
+    assert_eq!((exit.code, exit.oom_killed), (137, false));
+    assert_eq!(
+        node.shim.signal(&kill.id, 15).await.expect_err("exited").kind,
+        ErrorKind::AlreadyExited
+    );
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_out_of_memory_kill_is_told_from_a_plain_one() {
+    let Some(node) = Node::start("oom").await else { return };
+    let mut payload = Payload::sh("exec dd if=/dev/zero of=/dev/null bs=64M count=1");
+    payload.resources = r#"{"memory":{"limit":16777216,"swap":16777216}}"#.to_owned();
+    let c = node.create("c1", payload).await.expect("create");
+    c.start().await.expect("start");
+    let exit = c.exit().await;
+    assert_eq!((exit.code, exit.oom_killed), (137, true));
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_in_force_and_can_be_changed() {
+    let Some(node) = Node::start("limits").await else { return };
+    let mut payload = Payload::sh("sleep 1000");
+    payload.resources =
+        r#"{"memory":{"limit":33554432},"pids":{"limit":7},"cpu":{"shares":102}}"#.to_owned();
+    let c = node.create("c1", payload).await.expect("create");
+    c.start().await.expect("start");
+    let stats = node.hierarchies.stats(&node.group("c1"));
+    assert_eq!((stats.memory_limit, stats.pids_limit), (Some(33_554_432), Some(7)));
+    node.shim.update_container(&c.id, br#"{"pids":{"limit":9}}"#).await.expect("update");
+    assert_eq!(node.hierarchies.stats(&node.group("c1")).pids_limit, Some(9));
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_runs_inside_and_returns_code_and_output() {
+    let Some(node) = Node::start("exec").await else { return };
+    let c = node.create("c1", Payload::sh("touch /mark; sleep 1000")).await.expect("create");
+    c.start().await.expect("start");
+    let out = c.exec("echo $$ > /dev/stderr; ls /mark; readlink /proc/self/ns/pid /proc/1/ns/pid | uniq | wc -l; \
+        ls /proc/self/fd | tr '\\n' ' '; exit 5", None).await.expect("exec");
+    assert_eq!(out.exit_code, 5);
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "/mark\n1\n0 1 2 3 ");
+    let big = c.exec("dd if=/dev/zero bs=1M count=3 2>/dev/null", None).await.expect("exec");
+    assert_eq!(big.stdout.len(), 3 << 20);
+    let missing = c.exec_args(&["/no/such"], None).await.expect_err("missing");
+    assert_eq!(missing.stage, "exec");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_that_leaves_a_child_behind_returns_at_once() {
+    let Some(node) = Node::start("leaves").await else { return };
+    let c = node.create("c1", Payload::sh("sleep 1000")).await.expect("create");
+    c.start().await.expect("start");
+    let begun = Instant::now();
+    let out =
+        c.exec("sleep 300 & echo done; exit 0", Some(Duration::from_secs(10))).await.expect("exec");
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    assert_eq!(out.stdout, b"done\n");
+    let ps = c.exec("ps | grep -c 'sleep [3]00'", None).await.expect("exec");
+    assert_eq!(ps.stdout, b"1\n", "the child lives on");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_past_its_deadline_dies_with_its_children() {
+    let Some(node) = Node::start("deadline").await else { return };
+    let c = node.create("c1", Payload::sh("sleep 1000")).await.expect("create");
+    c.start().await.expect("start");
+    let begun = Instant::now();
+    let error = c
+        .exec("sleep 301 & sleep 302", Some(Duration::from_millis(300)))
+        .await
+        .expect_err("too long");
+    assert_eq!(error.kind, ErrorKind::Timeout);
+    assert!(begun.elapsed() < Duration::from_millis(1300), "{:?}", begun.elapsed());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let ps = c.exec("ps | grep -c 'sleep 30[12]'", None).await.expect("exec");
+    assert_eq!(ps.stdout, b"0\n");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_background_child_with_the_pipe_open_does_not_delay_the_exit() {
+    // In the pod's pid namespace the child survives init for a moment only: the group is killed.
+    let Some(node) = Node::start("holds").await else { return };
+    let mut payload = Payload::sh("sleep 1000 & echo bye");
+    payload.pod_pids = true;
+    let c = node.create("c1", payload).await.expect("create");
+    c.start().await.expect("start");
+    let begun = Instant::now();
+    assert_eq!(c.exit().await.code, 0);
+    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
+    assert!(c.log().contains("bye"));
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_daemon_finds_everything_as_it_was() {
+    let Some(node) = Node::start("daemon").await else { return };
+    let runs = node.create("c1", Payload::sh("sleep 1000")).await.expect("create");
+    runs.start().await.expect("start");
+    let ends =
+        node.create("c2", Payload::sh("sleep 0.2; echo late; exit 9")).await.expect("create");
+    ends.start().await.expect("start");
+    let before = node.shim.inventory().await.expect("inventory");
+    let pid = node.shim.pid();
+    let node = node.lose_connection().await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let node = node.reconnect().await;
+    assert_eq!(node.shim.pid(), pid);
+    let after = node.shim.inventory().await.expect("inventory");
+    assert_eq!(after.sandbox, before.sandbox);
+    assert_eq!(after.containers[0], before.containers[0]);
+    assert!(matches!(&after.containers[1].phase, Phase::Exited(e) if e.code == 9), "{after:?}");
+    assert!(node.log("c2").contains("late"));
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_line_is_lost_or_doubled_when_the_log_is_rotated() {
+    let Some(node) = Node::start("rotate").await else { return };
+    let c = node
+        .create("c1", Payload::sh("i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done"))
+        .await
+        .expect("create");
+    c.start().await.expect("start");
+    let mut rotated = String::new();
+    for n in 0..8 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let old = node.log_path("c1").with_extension(format!("{n}"));
+        std::fs::rename(node.log_path("c1"), &old).expect("rename");
+        if node.shim.reopen_log(&c.id).await.is_err() {
+            std::fs::rename(&old, node.log_path("c1")).expect("rename back");
+            break;
+        }
+        rotated += &std::fs::read_to_string(&old).expect("read");
+    }
+    c.exit().await;
+    let all = rotated + &c.log();
+    let numbers: Vec<u32> = all
+        .lines()
+        .map(|l| l.rsplit(' ').next().expect("field").parse().expect("number"))
+        .collect();
+    assert_eq!(numbers, (0..20_000).collect::<Vec<_>>());
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_is_a_terminal() {
+    let Some(node) = Node::start("tty").await else { return };
+    let mut payload =
+        Payload::sh("tty; test -t 0 && test -t 2 && echo yes; stat -c %t /dev/console");
+    payload.tty = true;
+    let c = node.create("c1", payload).await.expect("create");
+    c.start().await.expect("start");
+    assert_eq!(c.exit().await.code, 0, "{}", c.log());
+    let log = c.text();
+    assert!(log.contains("/dev/pts/0\r") && log.contains("yes\r") && log.contains("88\r"), "{log}");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_non_root_user_has_no_capabilities_and_may_reopen_its_stdio() {
+    let Some(node) = Node::start("user").await else { return };
+    let mut payload = Payload::sh(
+        "id -u; id -G; grep -E 'Cap(Eff|Prm)' /proc/self/status; echo again > /dev/stderr; pwd",
+    );
+    payload.user = r#"{"uid":1000,"gid":2000,"additionalGids":[3000],"umask":63}"#.to_owned();
+    payload.cwd = "/made/by/runtime".to_owned();
+    payload.caps = "[]".to_owned();
+    let c = node.create("c1", payload).await.expect("create");
+    c.start().await.expect("start");
+    assert_eq!(c.exit().await.code, 0, "{}", c.log());
+    let log = c.text();
+    for want in
+        ["1000\n", "2000 3000\n", "CapEff:\t0000000000000000", "again\n", "/made/by/runtime\n"]
+    {
+        assert!(log.contains(want), "{want:?} is not in:\n{log}");
+    }
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_share_memory_and_host_directories_obey_their_options() {
+    let Some(node) = Node::start("mounts").await else { return };
+    let host = node.scratch("volume");
+    std::fs::write(host.join("file"), "hello").expect("write");
+    let shm = node.pod_dir().join("shm");
+    let mut writer =
+        Payload::sh("echo shared > /dev/shm/x; cat /data/file; echo no > /data/new; sleep 1000");
+    writer.mounts.push(format!(
+        r#"{{"destination":"/dev/shm","source":"{}","options":["rbind"]}}"#,
+        shm.display()
+    ));
+    writer.mounts.push(format!(
+        r#"{{"destination":"/data","source":"{}","options":["rbind","ro"]}}"#,
+        host.display()
+    ));
+    let mut reader = Payload::sh("cat /dev/shm/x; echo into > /vol/new; echo f > /etc/one-file");
+    reader.mounts.push(format!(
+        r#"{{"destination":"/dev/shm","source":"{}","options":["rbind"]}}"#,
+        shm.display()
+    ));
+    reader.mounts.push(format!(
+        r#"{{"destination":"/vol","source":"{}","options":["rbind"]}}"#,
+        host.display()
+    ));
+    reader.mounts.push(format!(
+        r#"{{"destination":"/etc/one-file","source":"{}","options":["bind"]}}"#,
+        host.join("file").display()
+    ));
+    let w = node.create("c1", writer).await.expect("create");
+    w.start().await.expect("start");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let r = node.create("c2", reader).await.expect("create");
+    r.start().await.expect("start");
+    assert_eq!(r.exit().await.code, 0, "{}", r.log());
+    assert!(r.log().contains("shared"), "{}", r.log());
+    assert!(w.log().contains("hello") && w.log().contains("Read-only file system"), "{}", w.log());
+    assert_eq!(std::fs::read_to_string(host.join("new")).expect("read"), "into\n");
+    assert_eq!(std::fs::read_to_string(host.join("file")).expect("read"), "f\n");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_working_directory_through_a_descriptor_is_refused() {
+    let Some(node) = Node::start("cwd").await else { return };
+    for fd in [3, 5, 7, 9] {
+        let mut payload = Payload::sh("pwd; ls");
+        payload.cwd = format!("/proc/self/fd/{fd}");
+        let id = format!("c{fd}");
+        let error = match node.create(&id, payload).await {
+            Err(error) => error,
+            Ok(c) => c.start().await.expect_err("an escape"),
+        };
+        assert_eq!(error.stage, "working directory", "{error}");
+    }
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_built_in_pause_holds_the_pod_and_dies_with_it() {
+    let Some(node) = Node::start("pause").await else { return };
+    let pause = node.sandbox.pause_pid;
+    let cmdline = std::fs::read(format!("/proc/{pause}/cmdline")).expect("alive");
+    assert_eq!(cmdline, b"/pause\0");
+    let exe = std::fs::read_link(format!("/proc/{pause}/exe")).expect("exe");
+    assert!(exe.to_string_lossy().starts_with("/memfd:"), "{exe:?}");
+    assert!(std::fs::write(format!("/proc/{pause}/exe"), "x").is_err(), "the image is sealed");
+    node.shim.stop_sandbox().await.expect("stop");
+    node.shim.stop_sandbox().await.expect("stop again");
+    let inventory = node.shim.inventory().await.expect("inventory");
+    assert!(matches!(inventory.sandbox.expect("kept").phase, Phase::Exited(_)));
+    node.end().await;
+}
