@@ -201,7 +201,7 @@ impl Network {
         if state.ranges.is_empty() {
             return Err(Error::NoRange);
         }
-        enable_forwarding(state.has_ipv6())?;
+        facts::enable_forwarding(state.has_ipv6())?;
         let mtu = match self.config.mtu {
             Some(mtu) => mtu,
             None => facts::uplink_mtu(&mut state.route)?,
@@ -331,15 +331,4 @@ fn choose(state: &State) -> Result<(Vec<IpNetwork>, Vec<IpAddr>), Error> {
         addresses.push(address);
     }
     Ok((addresses, gateways))
-}
-
-fn enable_forwarding(ipv6: bool) -> Result<(), Error> {
-    const IPV4: &str = "ipv4/ip_forward";
-    const IPV6: &str = "ipv6/conf/all/forwarding";
-    for name in [Some(IPV4), ipv6.then_some(IPV6)].into_iter().flatten() {
-        if netns::read_sysctl(name)?.as_deref() != Some("1") {
-            netns::write_sysctl(name, "1")?;
-        }
-    }
-    Ok(())
 }

@@ -63,6 +63,18 @@ pub enum Error {
         object: String,
     },
 
+    /// Somebody else's firewall drops what pods send.
+    #[error(
+        "forwarded packets of pods are dropped by the policy of {chains}: accept them there, for \
+         example with iptables -I FORWARD -i {bridge} -j ACCEPT and -o {bridge} -j ACCEPT"
+    )]
+    Blocked {
+        /// The dropping chains as `family table chain`, separated by commas.
+        chains: String,
+        /// The bridge to accept.
+        bridge: String,
+    },
+
     /// The link named as our bridge is something else.
     #[error("link {name} cannot be the pod bridge: {reason}")]
     Bridge {

@@ -318,3 +318,6 @@ fn remove_file(path: &Path) -> Result<(), Error> {
         result => result.map_err(|source| Error::file("remove", path, source)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use crate::bandwidth::Bandwidth;
 use crate::config::Config;
 use crate::conntrack::Conntrack;
 use crate::error::Error;
+use crate::facts;
 use crate::ipam::{self, Range};
 use crate::leases::{Leases, is_id};
 use crate::netlink::{Route, link};
@@ -126,6 +127,19 @@ impl Network {
         self.check().map_err(|error| error.to_string())
     }
 
+    /// Accepts packets from and to the bridge in every chain of others that would drop them, with
+    /// marked rules at the head of those chains. Gives the chains it changed. Whoever owns such a
+    /// chain may remove the rules when it is loaded again: [`Network::ready`] notices.
+    pub fn admit_forwarding(&self) -> Result<Vec<String>, Error> {
+        let mut state = self.lock();
+        let ipv6 = state.has_ipv6();
+        let chains = state.nft.forward_drops(&self.config.bridge, ipv6)?;
+        for chain in &chains {
+            state.nft.admit(chain, &self.config.bridge)?;
+        }
+        Ok(chains.iter().map(ToString::to_string).collect())
+    }
+
     /// Replaces the configured ranges by the pod CIDR of the kubelet: one network, or one of each
     /// family separated by a comma. It is remembered over restarts; leased addresses stay valid.
     pub fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
@@ -182,7 +196,14 @@ impl Network {
             self.check_bridge(&link)?;
         }
         state.nft.exists()?;
-        Ok(())
+        let ipv6 = state.has_ipv6();
+        facts::forwarding_is_possible(ipv6)?;
+        let chains = state.nft.forward_drops(&self.config.bridge, ipv6)?;
+        if chains.is_empty() {
+            return Ok(());
+        }
+        let chains: Vec<_> = chains.iter().map(ToString::to_string).collect();
+        Err(Error::Blocked { chains: chains.join(", "), bridge: self.config.bridge.clone() })
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod abi;
 mod encode;
+mod foreign;
 pub(crate) mod load;
 mod ruleset;
 

@@ -74,7 +74,9 @@ impl Network {
         let names = Names::new(&config.bridge, &config.table);
         let leases = Leases::open(&config.leases_dir)?;
         let mut route = Route::open()?;
-        Nft::open(&config.table)?.remove_table()?;
+        let mut nft = Nft::open(&config.table)?;
+        nft.withdraw()?;
+        nft.remove_table()?;
         for link in link::list(&mut route)? {
             let Some(alias) = &link.alias else { continue };
             let ours = link.name == config.bridge && *alias == names.bridge_alias();

@@ -84,3 +84,58 @@ fn ranges_that_cannot_work_are_refused_with_the_reason() {
         assert!(mistakes.iter().any(|m| m.contains(part)), "{part} is not in {mistakes:?}");
     }
 }
+
+mod properties {
+    use std::collections::{HashSet, VecDeque};
+
+    use proptest::prelude::*;
+
+    use super::super::*;
+
+    /// Two ranges with an exclusion: 13 + 5 usable addresses.
+    fn ring() -> Vec<Range> {
+        let nets =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let networks = nets(&["10.0.0.0/28", "10.0.1.0/29"]);
+        parse_ranges(&networks, &nets(&["10.0.0.7/32"])).unwrap()
+    }
+
+    proptest! {
+        /// Whatever order pods come and go in: no address twice, none outside, exhaustion only when
+        /// all are taken, and a released address comes back after all others that were free.
+        #[test]
+        fn addresses_come_round(releases in prop::collection::vec(prop::option::of(0_usize..20), 1..300)) {
+            let ranges = ring();
+            let ranges: Vec<&Range> = ranges.iter().collect();
+            let capacity: u128 = ranges.iter().map(|range| range.capacity()).sum();
+            let (mut taken, mut cursor) = (HashSet::new(), None);
+            let mut held: VecDeque<IpAddr> = VecDeque::new();
+            let mut last_released = None;
+            for step in releases {
+                if let Some(index) = step {
+                    if !held.is_empty() {
+                        let gone = held.remove(index % held.len()).unwrap();
+                        taken.remove(&gone);
+                        last_released = Some(gone);
+                    }
+                    continue;
+                }
+                let free = capacity - taken.len() as u128;
+                match choose(&ranges, &taken, cursor) {
+                    None => prop_assert_eq!(free, 0),
+                    Some(network) => {
+                        let ip = network.ip();
+                        prop_assert!(taken.insert(ip), "{} twice", ip);
+                        prop_assert_ne!(ip.to_string(), "10.0.0.7");
+                        prop_assert!(ranges.iter().any(|range| range.network().contains(ip) && range.gateway() != ip));
+                        if free > 1 && cursor == last_released {
+                            prop_assert_ne!(Some(ip), last_released, "reused at once");
+                        }
+                        cursor = Some(ip);
+                        held.push_back(ip);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -8,7 +8,10 @@ pub(super) const NEWTABLE: u16 = 0;
 pub(super) const GETTABLE: u16 = 1;
 pub(super) const DELTABLE: u16 = 2;
 pub(super) const NEWCHAIN: u16 = 3;
+pub(super) const GETCHAIN: u16 = 4;
 pub(super) const NEWRULE: u16 = 6;
+pub(super) const GETRULE: u16 = 7;
+pub(super) const DELRULE: u16 = 8;
 pub(super) const NEWSET: u16 = 9;
 pub(super) const NEWSETELEM: u16 = 12;
 pub(super) const GETSETELEM: u16 = 13;
@@ -28,13 +31,16 @@ pub(super) const USERDATA_COMMENT: u8 = 0;
 pub(super) const CHAIN_TABLE: u16 = 1;
 pub(super) const CHAIN_NAME: u16 = 3;
 pub(super) const CHAIN_HOOK: u16 = 4;
+pub(super) const CHAIN_POLICY: u16 = 5;
 pub(super) const CHAIN_TYPE: u16 = 7;
 pub(super) const HOOK_NUMBER: u16 = 1;
 pub(super) const HOOK_PRIORITY: u16 = 2;
 
 pub(super) const RULE_TABLE: u16 = 1;
 pub(super) const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_HANDLE: u16 = 3;
 pub(super) const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const RULE_USERDATA: u16 = 7;
 
 pub(super) const SET_TABLE: u16 = 1;
 pub(super) const SET_NAME: u16 = 2;
@@ -59,6 +65,7 @@ pub(super) const DATA_VALUE: u16 = 1;
 pub(super) const DATA_VERDICT: u16 = 2;
 pub(super) const VERDICT_CODE: u16 = 1;
 pub(super) const VERDICT_CHAIN: u16 = 2;
+pub(super) const VERDICT_ACCEPT: i32 = 1;
 pub(super) const VERDICT_JUMP: i32 = -3;
 
 pub(super) const EXPRESSION_NAME: u16 = 1;
@@ -70,6 +77,7 @@ pub(super) const REGISTER: u32 = 8;
 
 pub(super) const META_DREG: u16 = 1;
 pub(super) const META_KEY: u16 = 2;
+pub(super) const META_IIFNAME: u32 = 6;
 pub(super) const META_OIFNAME: u32 = 7;
 pub(super) const META_NFPROTO: u32 = 15;
 pub(super) const META_L4PROTO: u32 = 16;
@@ -123,8 +131,10 @@ pub(super) const NAT_REG_PROTO_MIN: u16 = 5;
 pub(super) const NAT_DNAT: u32 = 1;
 
 pub(super) const HOOK_PREROUTING: u32 = 0;
+pub(super) const HOOK_FORWARD: u32 = 2;
 pub(super) const HOOK_OUTPUT: u32 = 3;
 pub(super) const HOOK_POSTROUTING: u32 = 4;
+pub(super) const POLICY_DROP: u32 = 0;
 pub(super) const PRIORITY_DSTNAT: i32 = -100;
 pub(super) const PRIORITY_SRCNAT: i32 = 100;
 

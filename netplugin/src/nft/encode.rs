@@ -34,6 +34,7 @@ pub(super) struct Set<'a> {
 pub(crate) struct Batch {
     bytes: Vec<u8>,
     table: String,
+    family: u8,
     first: u32,
     /// What each message does, in order, for error texts.
     steps: Vec<(&'static str, String)>,
@@ -42,8 +43,9 @@ pub(crate) struct Batch {
 impl Batch {
     /// Starts a transaction on a table; its messages are numbered from `first`.
     pub(crate) fn new(table: &str, first: u32) -> Batch {
-        let mut batch =
-            Batch { bytes: Vec::new(), table: table.to_owned(), first, steps: Vec::new() };
+        let (bytes, steps) = (Vec::new(), Vec::new());
+        let table = table.to_owned();
+        let mut batch = Batch { bytes, table, family: abi::FAMILY_INET, first, steps };
         batch.begin_or_end(abi::BATCH_BEGIN);
         batch
     }
@@ -111,14 +113,35 @@ impl Batch {
         self.message(abi::NEWRULE, flags, ("create rule in chain", chain), |m| {
             m.text(abi::RULE_TABLE, &table);
             m.text(abi::RULE_CHAIN, chain);
-            m.nest(abi::RULE_EXPRESSIONS, |m| {
-                for expression in expressions {
-                    m.nest(abi::LIST_ELEM, |m| {
-                        m.text(abi::EXPRESSION_NAME, expression.name());
-                        m.nest(abi::EXPRESSION_DATA, |m| expression.write(m));
-                    });
-                }
-            });
+            write_expressions(m, expressions);
+        });
+    }
+
+    /// Puts a marked rule at the head of a chain of any family.
+    pub(super) fn insert_rule(
+        &mut self,
+        family: u8,
+        chain: &str,
+        expressions: &[Expression<'_>],
+        mark: &[u8],
+    ) {
+        let table = self.table.clone();
+        self.family = family;
+        self.message(abi::NEWRULE, NLM_F_CREATE, ("create rule in chain", chain), |m| {
+            m.text(abi::RULE_TABLE, &table);
+            m.text(abi::RULE_CHAIN, chain);
+            write_expressions(m, expressions);
+            m.bytes(abi::RULE_USERDATA, mark);
+        });
+    }
+
+    pub(super) fn delete_rule(&mut self, family: u8, chain: &str, handle: &[u8]) {
+        let table = self.table.clone();
+        self.family = family;
+        self.message(abi::DELRULE, 0, ("delete rule of chain", chain), |m| {
+            m.text(abi::RULE_TABLE, &table);
+            m.text(abi::RULE_CHAIN, chain);
+            m.bytes(abi::RULE_HANDLE, handle);
         });
     }
 
@@ -160,7 +183,7 @@ impl Batch {
             kind: (abi::SUBSYSTEM << 8) | kind,
             flags: NLM_F_REQUEST | NLM_F_ACK | flags,
             sequence,
-            family: abi::FAMILY_INET,
+            family: self.family,
             resource: 0,
         };
         header.write(&mut self.bytes, body);
@@ -177,6 +200,25 @@ impl Batch {
         };
         header.write(&mut self.bytes, |_| {});
     }
+}
+
+fn write_expressions(m: &mut Writer<'_>, expressions: &[Expression<'_>]) {
+    m.nest(abi::RULE_EXPRESSIONS, |m| {
+        for expression in expressions {
+            m.nest(abi::LIST_ELEM, |m| {
+                m.text(abi::EXPRESSION_NAME, expression.name());
+                m.nest(abi::EXPRESSION_DATA, |m| expression.write(m));
+            });
+        }
+    });
+}
+
+/// The name of an interface as packets carry it: 16 bytes, the rest zero.
+pub(super) fn interface_name(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    // Names have at most 15 characters: the configuration was checked for it.
+    bytes[..name.len()].copy_from_slice(name.as_bytes());
+    bytes
 }
 
 /// Asks for one element of a set.
@@ -237,6 +279,10 @@ pub(super) enum Expression<'a> {
     Masquerade,
     /// Goes on in another chain, then comes back.
     Jump { chain: &'a str },
+    /// Counts packets and bytes.
+    Counter,
+    /// Ends the base chain; those of others go on.
+    Accept,
 }
 
 impl Expression<'_> {
@@ -251,7 +297,8 @@ impl Expression<'_> {
             Expression::ConnectionStatus { .. } => "ct",
             Expression::Dnat { .. } => "nat",
             Expression::Masquerade => "masq",
-            Expression::Jump { .. } => "immediate",
+            Expression::Jump { .. } | Expression::Accept => "immediate",
+            Expression::Counter => "counter",
         }
     }
 
@@ -306,7 +353,15 @@ impl Expression<'_> {
                 m.number(abi::NAT_REG_ADDR_MIN, abi::REGISTER + address);
                 m.number(abi::NAT_REG_PROTO_MIN, abi::REGISTER + port);
             }
-            Expression::Masquerade => {}
+            Expression::Masquerade | Expression::Counter => {}
+            Expression::Accept => {
+                m.number(abi::IMMEDIATE_DREG, abi::REGISTER_VERDICT);
+                m.nest(abi::IMMEDIATE_DATA, |m| {
+                    m.nest(abi::DATA_VERDICT, |m| {
+                        m.number(abi::VERDICT_CODE, abi::VERDICT_ACCEPT.cast_unsigned());
+                    });
+                });
+            }
             Expression::Jump { chain } => {
                 m.number(abi::IMMEDIATE_DREG, abi::REGISTER_VERDICT);
                 m.nest(abi::IMMEDIATE_DATA, |m| {

@@ -132,10 +132,51 @@ impl Nft {
         }
     }
 
+    pub(super) fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Asks for all objects of a kind; hands (family, attributes) of each to `each`.
+    pub(super) fn dump(
+        &mut self,
+        kind: u16,
+        family: u8,
+        question: impl FnOnce(&mut Writer<'_>),
+        mut each: impl FnMut(u8, &[u8]),
+    ) -> Result<(), Error> {
+        const NLM_F_REQUEST_DUMP: u16 = 0x301;
+        let sequence = self.channel.sequence(1);
+        let header = Header {
+            kind: (abi::SUBSYSTEM << 8) | kind,
+            flags: NLM_F_REQUEST_DUMP,
+            sequence,
+            family,
+            resource: 0,
+        };
+        let mut datagram = Vec::new();
+        header.write(&mut datagram, question);
+        let refusal = self.channel.question(&datagram, sequence, |_, payload| {
+            if let [family, _, _, _, attributes @ ..] = payload {
+                each(*family, attributes);
+            }
+        })?;
+        refusal.map_or(Ok(()), |refusal| Err(refusal.into_error("list", "nftables chains")))
+    }
+
     fn commit(&mut self, write: impl FnOnce(&mut Batch)) -> Result<(), Error> {
+        let table = self.table.clone();
+        self.commit_to(&table, write)
+    }
+
+    /// Sends a transaction on a table of anyone.
+    pub(super) fn commit_to(
+        &mut self,
+        table: &str,
+        write: impl FnOnce(&mut Batch),
+    ) -> Result<(), Error> {
         // One number before the messages is for the frame of the transaction.
         let first = self.channel.sequence(1).wrapping_add(1);
-        let mut batch = Batch::new(&self.table, first);
+        let mut batch = Batch::new(table, first);
         write(&mut batch);
         let (datagram, steps) = batch.finish();
         self.channel.sequence(steps.len());
@@ -149,7 +190,7 @@ impl Nft {
                 let (stage, object) = steps
                     .get(refusal.index)
                     .cloned()
-                    .unwrap_or_else(|| ("commit to table", self.table.clone()));
+                    .unwrap_or_else(|| ("commit to table", table.to_owned()));
                 Err(refusal.into_error(stage, object))
             }
         }

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use super::abi;
-use super::encode::{Batch, Element, Expression, Set};
+use super::encode::{Batch, Element, Expression, Set, interface_name};
 use crate::ports::PortMapping;
 
 /// A pod as the table knows it.
@@ -227,8 +227,7 @@ fn masquerade_rule(batch: &mut Batch, family: &Family, bridge: &str) {
             Expression::Masquerade,
         ],
     );
-    let mut name = [0; 16];
-    name[..bridge.len()].copy_from_slice(bridge.as_bytes());
+    let name = interface_name(bridge);
     let [meta, is_family] = of_family(&family.number);
     batch.add_rule(
         "postrouting",
@@ -307,3 +306,6 @@ fn word(part: &[u8]) -> [u8; 4] {
     word[..part.len()].copy_from_slice(part);
     word
 }
+
+#[cfg(test)]
+mod tests;

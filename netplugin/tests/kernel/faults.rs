@@ -129,3 +129,49 @@ fn the_same_sandbox_can_come_back_before_its_old_link_is_gone() {
         assert_ne!(old.addresses, new.addresses);
     });
 }
+
+#[test]
+fn a_foreign_firewall_that_drops_is_noticed_and_can_be_opened() {
+    on_a_host(|host| {
+        let world = host.neighbour("192.168.7.1/24", "192.168.7.2/24");
+        serve_tcp(&world, "0.0.0.0:80");
+        let config = host.config(&["10.9.0.0/24"]);
+        let network = Network::open(config.clone()).unwrap();
+        let pod = network.attach(&request("pod")).unwrap();
+        let reach = || ask_tcp(&pod.netns, "192.168.7.2:80");
+        network.ready().unwrap();
+        reach().unwrap();
+
+        run("nft add table inet firewall");
+        run(
+            "nft add chain inet firewall guard { type filter hook forward priority 0; policy drop; }",
+        );
+        run("iptables -P FORWARD DROP");
+        reach().unwrap_err();
+        let reason = network.ready().unwrap_err();
+        assert!(reason.contains("inet firewall guard, ip filter FORWARD"), "{reason}");
+
+        let mut opened = network.admit_forwarding().unwrap();
+        opened.sort_unstable();
+        assert_eq!(opened, ["inet firewall guard", "ip filter FORWARD"]);
+        network.ready().unwrap();
+        assert_eq!(network.admit_forwarding().unwrap(), Vec::<String>::new());
+        reach().unwrap();
+        let rules = run("iptables -S FORWARD");
+        assert!(rules.contains("-A FORWARD -i br-test") && rules.contains("-j ACCEPT"), "{rules}");
+
+        drop(network);
+        Network::reset(&config).unwrap();
+        assert_eq!(run("iptables -S FORWARD").trim(), "-P FORWARD DROP");
+        assert!(!run("nft list table inet firewall").contains("br-test"));
+        // Rules an administrator wrote count as well.
+        let network = Network::open(config).unwrap();
+        run("nft flush ruleset");
+        run("iptables -P FORWARD DROP");
+        network.ready().unwrap_err();
+        run("iptables -I FORWARD -i br-test -j ACCEPT");
+        network.ready().unwrap_err();
+        run("iptables -I FORWARD -o br-test -j ACCEPT");
+        network.ready().unwrap();
+    });
+}
