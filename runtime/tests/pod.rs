@@ -135,12 +135,18 @@ async fn limits_are_in_force_and_can_be_changed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn exec_runs_inside_and_returns_code_and_output() {
     let Some(node) = Node::start("exec").await else { return };
-    let c = node.create("c1", Payload::sh("touch /mark; sleep 1000")).await.expect("create");
+    let c = node.create("c1", Payload::sh("touch /mark; exec sleep 1000")).await.expect("create");
     c.start().await.expect("start");
-    let out = c.exec("echo $$ > /dev/stderr; ls /mark; readlink /proc/self/ns/pid /proc/1/ns/pid | uniq | wc -l; \
-        ls /proc/self/fd | tr '\\n' ' '; exit 5", None).await.expect("exec");
+    let out = c
+        .exec(
+            "echo $$ > /dev/stderr; ls /mark; cat /proc/1/cmdline | tr '\\0' ' '; \
+        ls /proc/self/fd | tr '\\n' ' '; exit 5",
+            None,
+        )
+        .await
+        .expect("exec");
     assert_eq!(out.exit_code, 5);
-    assert_eq!(String::from_utf8_lossy(&out.stdout), "/mark\n1\n0 1 2 3 ");
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "/mark\nsleep 1000 0 1 2 3 ");
     let big = c.exec("dd if=/dev/zero bs=1M count=3 2>/dev/null", None).await.expect("exec");
     assert_eq!(big.stdout.len(), 3 << 20);
     let missing = c.exec_args(&["/no/such"], None).await.expect_err("missing");
@@ -286,7 +292,7 @@ async fn a_non_root_user_has_no_capabilities_and_may_reopen_its_stdio() {
 async fn pods_share_memory_and_host_directories_obey_their_options() {
     let Some(node) = Node::start("mounts").await else { return };
     let host = node.scratch("volume");
-    std::fs::write(host.join("file"), "hello").expect("write");
+    std::fs::write(host.join("file"), "hello\n").expect("write");
     let shm = node.pod_dir().join("shm");
     let mut writer =
         Payload::sh("echo shared > /dev/shm/x; cat /data/file; echo no > /data/new; sleep 1000");

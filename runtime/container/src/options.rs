@@ -110,9 +110,9 @@ fn attribute(word: &str) -> Option<(u64, u64)> {
         "symfollow" => (0, attr::NOSYMFOLLOW),
         "nodiratime" => (attr::NODIRATIME, 0),
         "diratime" => (0, attr::NODIRATIME),
-        // The three access-time modes share a field: clearing it and setting one of them is how the kernel wants it.
-        "noatime" => (attr::NOATIME, attr::ATIME & !attr::NOATIME),
-        "strictatime" => (attr::STRICTATIME, attr::ATIME & !attr::STRICTATIME),
+        // The three access-time modes share a field: the kernel wants all of it cleared and one of them set.
+        "noatime" => (attr::NOATIME, attr::ATIME),
+        "strictatime" => (attr::STRICTATIME, attr::ATIME),
         "relatime" | "atime" | "norelatime" | "nostrictatime" => (0, attr::ATIME),
         _ => return None,
     })

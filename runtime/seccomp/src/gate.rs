@@ -110,7 +110,7 @@ pub(crate) fn settled(filter: &Filter) -> BTreeMap<&str, u32> {
     answers
         .into_iter()
         .filter_map(|(name, answer)| answer.map(|answer| (name, answer)))
-        .filter(|(name, _)| !doubled(name))
+        .filter(|(name, _)| !doubled(name) && (named(name).is_some() || newer(name).is_some()))
         .collect()
 }
 
@@ -132,7 +132,7 @@ pub(crate) fn gate(filter: &Filter, settled: &BTreeMap<&str, u32>) -> Vec<Instru
     for (audit, segments) in &tables {
         let block = block(segments);
         code.push(Instruction { code: JUMP_EQUAL, jt: 1, jf: 0, k: *audit });
-        code.push(Instruction { code: JUMP, jt: 0, jf: 0, k: block.len() as u32 });
+        code.push(jump(block.len()));
         code.extend(block);
     }
     code
@@ -196,12 +196,16 @@ fn is_doubled(raw: i32) -> bool {
 /// Writes one range over whatever was there.
 fn set(segments: &mut Segments, range: Range<u32>, verdict: Verdict) {
     let after = segments.range(..=range.end).next_back().map_or(Verdict::Pass, |(_, v)| *v);
-    segments.retain(|start, _| !range.contains(start));
+    let inside: Vec<u32> = segments.range(range.clone()).map(|(start, _)| *start).collect();
+    for start in inside {
+        segments.remove(&start);
+    }
     segments.insert(range.start, verdict);
     segments.insert(range.end, after);
 }
 
-/// A binary search over one table's segments. Falls off its end for [`Verdict::Pass`].
+/// A binary search over one table's segments. Ends behind its last instruction for
+/// [`Verdict::Pass`].
 fn block(segments: &Segments) -> Vec<Instruction> {
     let mut merged: Vec<(u32, Verdict)> = Vec::new();
     for (start, verdict) in segments {
@@ -209,41 +213,70 @@ fn block(segments: &Segments) -> Vec<Instruction> {
             merged.push((*start, *verdict));
         }
     }
-    let mut code = vec![load(NUMBER)];
-    search(&merged, &mut code);
-    let end = code.len();
-    for (at, instruction) in code.iter_mut().enumerate() {
-        if instruction.code == JUMP && instruction.k == TO_THE_END {
-            instruction.k = (end - at - 1) as u32;
-        }
-    }
-    code
+    let mut search = Search::default();
+    search.among(&merged);
+    search.backwards.push(load(NUMBER));
+    search.backwards.reverse();
+    search.backwards
 }
 
-/// A distance that `block` replaces.
-const TO_THE_END: u32 = u32::MAX;
+/// Written from the end, so that the targets of a jump are there before it and answers are shared.
+#[derive(Default)]
+struct Search {
+    backwards: Vec<Instruction>,
+    answers: Vec<(usize, Verdict)>,
+}
 
-fn search(segments: &[(u32, Verdict)], code: &mut Vec<Instruction>) {
-    let [(_, verdict)] = segments else {
-        let (low, high) = segments.split_at(segments.len() / 2);
-        let mut below = Vec::new();
-        search(low, &mut below);
-        let test = Instruction { code: JUMP_AT_LEAST, jt: 0, jf: 0, k: high[0].0 };
-        match u8::try_from(below.len()) {
-            Ok(over) => code.push(Instruction { jt: over, ..test }),
-            // A condition reaches 255 instructions, a plain jump any distance.
-            Err(_) => code.extend([
-                Instruction { jf: 1, ..test },
-                Instruction { code: JUMP, jt: 0, jf: 0, k: below.len() as u32 },
-            ]),
+impl Search {
+    /// Returns the place, counted from the end, at which the search among these begins.
+    fn among(&mut self, segments: &[(u32, Verdict)]) -> usize {
+        let [(_, verdict)] = segments else {
+            let (low, high) = segments.split_at(segments.len() / 2);
+            let (above, below) = (self.among(high), self.among(low));
+            // The second target first: bringing it near may move the first out of reach, and
+            // the second stays within the two instructions kept in hand.
+            let below = self.near(below);
+            let above = self.near(above);
+            let at = self.backwards.len();
+            let distance = |target: usize| (at - 1 - target) as u8;
+            let (jt, jf) = (distance(above), distance(below));
+            self.push(Instruction { code: JUMP_AT_LEAST, jt, jf, k: high[0].0 });
+            return at;
+        };
+        let known = self.answers.iter().rev().find(|(_, answered)| answered == verdict);
+        known.map(|(at, _)| *at).unwrap_or_else(|| self.answer(*verdict))
+    }
+
+    /// A place within a condition's reach that leads to the target.
+    fn near(&mut self, target: usize) -> usize {
+        const REACH: usize = 253; // 255, less what `among` adds before it jumps
+        let distance = self.backwards.len() - target;
+        if distance <= REACH {
+            return target;
         }
-        code.extend(below);
-        return search(high, code);
-    };
-    code.push(match verdict {
-        Verdict::Pass => Instruction { code: JUMP, jt: 0, jf: 0, k: TO_THE_END },
-        Verdict::Return(k) => Instruction { code: RETURN, jt: 0, jf: 0, k: *k },
-    });
+        match self.answers.iter().find(|(at, _)| *at == target) {
+            Some((_, verdict)) => self.answer(*verdict),
+            None => self.push(jump(distance - 1)),
+        }
+    }
+
+    fn answer(&mut self, verdict: Verdict) -> usize {
+        let at = self.push(match verdict {
+            Verdict::Pass => jump(self.backwards.len()),
+            Verdict::Return(k) => Instruction { code: RETURN, jt: 0, jf: 0, k },
+        });
+        self.answers.push((at, verdict));
+        at
+    }
+
+    fn push(&mut self, instruction: Instruction) -> usize {
+        self.backwards.push(instruction);
+        self.backwards.len() - 1
+    }
+}
+
+fn jump(over: usize) -> Instruction {
+    Instruction { code: JUMP, jt: 0, jf: 0, k: over as u32 }
 }
 
 fn load(k: u32) -> Instruction {

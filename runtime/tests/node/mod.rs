@@ -190,7 +190,7 @@ impl Node {
         self.shims.forget(&id).await.expect("forget");
         let gone = self.shims.connect(&id, &self.pod_dir(), Duration::from_secs(1)).await;
         assert_eq!(gone.expect_err("ended").kind, ErrorKind::Gone);
-        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the shim still runs");
+        assert!(!is_alive(pid), "the shim still runs");
         let left = groups_below(
             &self.hierarchies,
             &format!("/lapstrake-test-{}/{}/pod", std::process::id(), self.name),
@@ -240,7 +240,11 @@ impl Running<'_> {
         exit.expect("wait").expect("in time")
     }
 
-    pub(crate) async fn exec(&self, script: &str, timeout: Option<Duration>) -> Result<ExecOutput, Error> {
+    pub(crate) async fn exec(
+        &self,
+        script: &str,
+        timeout: Option<Duration>,
+    ) -> Result<ExecOutput, Error> {
         self.exec_args(&["/bin/sh", "-c", script], timeout).await
     }
 
@@ -267,7 +271,10 @@ impl Running<'_> {
 
     /// The log's contents without what the format adds.
     pub(crate) fn text(&self) -> String {
-        self.log().lines().map(|l| format!("{}\n", l.splitn(4, ' ').nth(3).unwrap_or(""))).collect()
+        self.log()
+            .split_terminator('\n')
+            .map(|l| format!("{}\n", l.splitn(4, ' ').nth(3).unwrap_or("")))
+            .collect()
     }
 }
 
@@ -289,20 +296,30 @@ fn lay_out(dir: &Path) {
         .expect("passwd");
 }
 
-/// Built beside this test, with `LAPSTRAKE_SHIM` to test another.
+/// The statically linked shim (see the Makefile), or the one that `LAPSTRAKE_SHIM` names.
 fn shim_binary() -> PathBuf {
     if let Some(path) = std::env::var_os("LAPSTRAKE_SHIM") {
         return path.into();
     }
     let exe = std::env::current_exe().expect("exe");
-    let target = exe.ancestors().nth(2).expect("target dir");
-    let shim = target.join("lapstrake-shim");
+    let profile = exe.ancestors().nth(2).expect("target/profile");
+    let target = profile.parent().expect("target");
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let shim =
+        target.join(triple).join(profile.file_name().expect("profile")).join("lapstrake-shim");
     assert!(
         shim.exists(),
-        "{} is missing: build it first (cargo build -p lapstrake-shim)",
-        shim.display()
+        "{} is missing: RUSTFLAGS='-C target-feature=+crt-static' cargo build -p lapstrake-shim --target {}",
+        shim.display(),
+        shim.ancestors().nth(2).and_then(Path::file_name).expect("triple").to_string_lossy()
     );
     shim
+}
+
+/// A zombie that init has not collected yet is dead enough.
+pub(crate) fn is_alive(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 fn host_mounts() -> String {

@@ -5,7 +5,7 @@ use crate::default;
 use crate::filter::{Condition, ENOSYS, EPERM, Known};
 use crate::machine::audit;
 use crate::simulate::{ALLOW, Call, errno, run};
-use libseccomp::{ScmpAction, ScmpCompareOp};
+use libseccomp::{ScmpAction, ScmpCompareOp, ScmpSyscall};
 use std::time::Instant;
 
 const X86_64: u32 = 0xc000_003e;
@@ -147,4 +147,32 @@ fn the_built_in_profile_stays_small_in_each_machine() {
             assert!(instructions < MOST_INSTRUCTIONS / 2);
         }
     }
+}
+
+/// Every other call refused in another way: the longest search there can be.
+#[test]
+fn a_profile_of_many_pieces_is_searched_beyond_the_reach_of_a_jump() {
+    let native = |number| {
+        let name = ScmpSyscall::from_raw_syscall(number).get_name_by_arch(ScmpArch::X8664).ok()?;
+        Some((number as u32, name))
+    };
+    let calls: Vec<(u32, String)> = (0..450).filter_map(native).collect();
+    let action = |number: u32| ScmpAction::Errno(100 + (number % 7) as i32);
+    let rules = calls.iter().map(|(number, name)| rule(name, action(*number))).collect();
+    let many = filter(ScmpAction::Allow, rules);
+    let gate = gate::gate(&many, &gate::settled(&many));
+    assert!(gate.len() > 1000, "{} instructions do not test it", gate.len());
+    let answer = answers(&many);
+    for (number, name) in calls {
+        assert_eq!(answer(number), errno(100 + number % 7), "{name}");
+    }
+    assert_eq!(answer(9999), ALLOW);
+}
+
+#[test]
+fn a_profile_without_rules_is_a_program() {
+    let answer = answers(&filter(ScmpAction::Allow, Vec::new()));
+    assert_eq!([answer(0), answer(9999)], [ALLOW, ALLOW]);
+    let answer = answers(&filter(ScmpAction::KillProcess, vec![Rule::allow("getpid")]));
+    assert_eq!([answer(39), answer(0)], [ALLOW, 0x8000_0000]);
 }
