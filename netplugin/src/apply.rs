@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::facts;
 use crate::ipam::{self, Range};
 use crate::leases::{Lease, NewLease};
+use crate::loopback::{Loopback, concerns};
 use crate::netlink::link::{Link, Veth};
 use crate::netlink::{addr, link, route, shaper};
 use crate::netns::{self, Netns, Sysctl};
@@ -181,6 +182,10 @@ impl Network {
             Err(error) if error.errno() == Some(libc::ENOENT) => self.rebuild_table(state)?,
             result => result?,
         }
+        self.open_loopback(state)?;
+        if let Some(Ok(loopback)) = &state.loopback {
+            loopback.add(&pod(lease))?;
+        }
         let ports = lease.udp_ports();
         if ports.is_empty() {
             return Ok(());
@@ -191,6 +196,24 @@ impl Network {
             hosts.iter().any(|host| host.ip() == flow.destination)
                 && !lease.addresses.iter().any(|own| own.ip() == flow.answered_by)
         })
+    }
+
+    /// Has host ports on the loopback address as long as any pod wants them. A node that cannot do
+    /// this has all other host ports. A process that ends at once has no use for it.
+    pub(crate) fn open_loopback(&self, state: &mut State) -> Result<(), Error> {
+        let wanted = !state.shared && state.leases.iter().any(|lease| concerns(&pod(lease)));
+        if !wanted {
+            state.loopback = None;
+        } else if state.loopback.is_none() {
+            let opened = Loopback::open().map_err(|error| error.to_string());
+            if let Ok(loopback) = &opened {
+                for lease in state.leases.iter() {
+                    loopback.add(&pod(lease))?;
+                }
+            }
+            state.loopback = Some(opened);
+        }
+        Ok(())
     }
 
     /// Sees to it that the bridge and the table are there, once.
@@ -210,6 +233,7 @@ impl Network {
         if !state.shared || !self.table_is_current(state)? {
             self.rebuild_table(state)?;
         }
+        self.open_loopback(state)?;
         let ipv6 = facts::kernel_has_ipv6();
         let host = Host { bridge, mtu, ipv6 };
         state.host = Some(host);

@@ -14,6 +14,7 @@ mod error;
 mod facts;
 mod ipam;
 mod leases;
+mod loopback;
 mod netlink;
 mod netns;
 mod network;

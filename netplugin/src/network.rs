@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::facts;
 use crate::ipam::{self, Range};
 use crate::leases::{Leases, is_id};
+use crate::loopback::Loopback;
 use crate::netlink::{Route, link};
 use crate::netns;
 use crate::nft::Nft;
@@ -79,6 +80,8 @@ pub(crate) struct State {
     pub(crate) route: Route,
     pub(crate) nft: Nft,
     pub(crate) conntrack: Conntrack,
+    /// There as long as a pod has host ports on the loopback address; the reason if it cannot be.
+    pub(crate) loopback: Option<Result<Loopback, String>>,
     /// `None` until the bridge and the table have been seen to be as they should.
     pub(crate) host: Option<Host>,
     /// Whether a table that looks right need not be written anew: other processes share it.
@@ -108,8 +111,16 @@ impl Network {
         let nft = Nft::open(&config.table)?;
         let names = Names::new(&config.bridge, &config.table);
         let conntrack = Conntrack::open()?;
-        let state =
-            Mutex::new(State { ranges, leases, route, nft, conntrack, host: None, shared: false });
+        let state = Mutex::new(State {
+            ranges,
+            leases,
+            route,
+            nft,
+            conntrack,
+            loopback: None,
+            host: None,
+            shared: false,
+        });
         Ok(Network { config, names, state })
     }
 
@@ -125,6 +136,14 @@ impl Network {
     /// changes nothing.
     pub fn ready(&self) -> Result<(), String> {
         self.check().map_err(|error| error.to_string())
+    }
+
+    /// What this node cannot do, one sentence each. Complete once a pod with host ports was attached.
+    pub fn shortcomings(&self) -> Vec<String> {
+        match &self.lock().loopback {
+            Some(Err(reason)) => vec![format!("no host ports on 127.0.0.1 and ::1: {reason}")],
+            _ => Vec::new(),
+        }
     }
 
     /// Accepts packets from and to the bridge in every chain of others that would drop them, with

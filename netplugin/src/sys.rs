@@ -1,5 +1,7 @@
-//! The one system call of this crate that the type system cannot vouch for.
+//! The system calls of this crate that the type system cannot vouch for.
 #![allow(unsafe_code)]
+
+pub(crate) mod bpf;
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 

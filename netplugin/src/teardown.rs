@@ -114,7 +114,7 @@ impl Network {
     }
 
     fn release(&self, state: &mut State, sandbox_id: &str) -> Result<(), Vec<Error>> {
-        let State { leases, nft, conntrack, .. } = state;
+        let State { leases, nft, conntrack, loopback, .. } = state;
         let Some(lease) = leases.get(sandbox_id) else { return Ok(()) };
         // The lease goes last: as long as it stands, this can be repeated.
         nft.remove(&pod(lease)).map_err(|error| vec![error])?;
@@ -123,7 +123,11 @@ impl Network {
                 lease.addresses.iter().any(|own| own.ip() == flow.answered_by)
             })
             .map_err(|error| vec![error])?;
-        leases.remove(sandbox_id).map_err(|error| vec![error])
+        if let Some(Ok(loopback)) = loopback {
+            loopback.remove(&pod(lease)).map_err(|error| vec![error])?;
+        }
+        leases.remove(sandbox_id).map_err(|error| vec![error])?;
+        self.open_loopback(state).map_err(|error| vec![error])
     }
 }
 

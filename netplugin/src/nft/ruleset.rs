@@ -9,7 +9,7 @@
 //! rewrites their destination. 127.0.0.0/8 and ::1 are left alone: a packet from there must not leave
 //! the loopback link. `postrouting` gives packets of pods the node's address: those that leave for
 //! the world, and those that came to a host port and go back to a pod on the same bridge, whose
-//! answer would otherwise not pass here and not be rewritten.
+//! answer would otherwise not pass here and not be rewritten (also without masquerade).
 
 use std::net::IpAddr;
 
@@ -103,6 +103,7 @@ pub(crate) fn rebuild(batch: &mut Batch, settings: &Settings<'_>, pods: &[Pod<'_
     batch.add_chain("postrouting", Some(("nat", abi::HOOK_POSTROUTING, abi::PRIORITY_SRCNAT)));
     host_port_rules(batch);
     for family in FAMILIES {
+        hairpin_rule(batch, family);
         if settings.masquerade {
             masquerade_rule(batch, family, settings.bridge);
         }
@@ -209,7 +210,7 @@ fn host_port_rules(batch: &mut Batch) {
     }
 }
 
-fn masquerade_rule(batch: &mut Batch, family: &Family, bridge: &str) {
+fn hairpin_rule(batch: &mut Batch, family: &Family) {
     let [meta, is_family] = of_family(&family.number);
     let mask = abi::CT_STATUS_DNAT.to_ne_bytes();
     batch.add_rule(
@@ -227,6 +228,9 @@ fn masquerade_rule(batch: &mut Batch, family: &Family, bridge: &str) {
             Expression::Masquerade,
         ],
     );
+}
+
+fn masquerade_rule(batch: &mut Batch, family: &Family, bridge: &str) {
     let name = interface_name(bridge);
     let [meta, is_family] = of_family(&family.number);
     batch.add_rule(

@@ -11,3 +11,4 @@ mod faults;
 mod host;
 mod measure;
 mod ports;
+mod table;

@@ -101,3 +101,30 @@ fn udp_follows_the_port_from_one_pod_to_the_next() {
         }
     });
 }
+
+#[test]
+fn the_loopback_address_has_the_host_ports_too_and_only_on_the_host() {
+    on_a_host(|host| {
+        let network = host.network(&["10.9.0.0/24", "fd00:9::/64"]);
+        let pod = network.attach(&request_with("pod", vec![tcp(8080, 80)])).unwrap();
+        assert_eq!(network.shortcomings(), Vec::<String>::new());
+        serve_tcp(&pod.netns, "[::]:80");
+        assert_eq!(ask_tcp(&own_netns(), "127.0.0.1:8080").unwrap(), "::ffff:10.9.0.1");
+        assert_eq!(ask_tcp(&own_netns(), "[::1]:8080").unwrap(), "fd00:9::1");
+        assert_eq!(ask_tcp(&own_netns(), "[::ffff:127.0.0.1]:8080").unwrap(), "::ffff:10.9.0.1");
+        ask_tcp(&own_netns(), "127.0.0.1:8081").unwrap_err();
+        let other = network.attach(&request("other")).unwrap();
+        ask_tcp(&other.netns, "127.0.0.1:8080").unwrap_err();
+        ask_tcp(&other.netns, "[::1]:8080").unwrap_err();
+
+        // Another daemon on the same host takes over.
+        drop(network);
+        ask_tcp(&own_netns(), "127.0.0.1:8080").unwrap_err();
+        let network = host.network(&["10.9.0.0/24", "fd00:9::/64"]);
+        network.gc(&["pod".to_owned(), "other".to_owned()]).unwrap();
+        ask_tcp(&own_netns(), "127.0.0.1:8080").unwrap();
+        network.detach("pod").unwrap();
+        ask_tcp(&own_netns(), "127.0.0.1:8080").unwrap_err();
+        ask_tcp(&own_netns(), "[::1]:8080").unwrap_err();
+    });
+}
