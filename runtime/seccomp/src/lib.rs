@@ -5,9 +5,9 @@
 //! kept under the hash of what it was made from, and a container's start costs one look-up.
 //!
 //! ```text
-//! RuntimeDefault ── default.rs ─┐
-//! Localhost file ── file.rs ────┼─► Filter ── compile.rs (libseccomp) ─► filter ─┐
-//! OCI linux.seccomp ── spec.rs ─┘      └───── gate.rs ─► newer and unknown calls ┴─► Program
+//! RuntimeDefault ─── default.rs ─┐            ┌─ gate.rs: calls with one answer ──────┐
+//! Localhost file ─── file.rs ────┼─► Filter ──┤                                       ├─► Program
+//! OCI linux.seccomp  spec.rs ────┘            └─ libseccomp: rules about arguments ───┘
 //! ```
 //!
 //! Everything left of the program is a pure decision; the cache (`store.rs`) is the only effect.
