@@ -1,6 +1,6 @@
 //! Turns seccomp profiles into the raw BPF programs that the init stage loads, once per profile.
 //!
-//! libseccomp is used as a compiler only and only by the daemon: it needs 10–20 ms for a profile
+//! libseccomp is used as a compiler only, never by the shim: it needs 10–20 ms for a profile
 //! of the usual size, which other runtimes pay at every start of a container. Here the program is
 //! kept under the hash of what it was made from, and a container's start costs one look-up.
 //!
