@@ -168,6 +168,8 @@ impl App {
             tracing::warn!(seconds = DRAIN.as_secs(), "calls were still under way");
         }
         let _ = std::fs::remove_file(&socket);
+        // A node without pods keeps no trace of us.
+        self.ctx.shims.prune();
         Ok(())
     }
 }

@@ -46,6 +46,13 @@ pub(crate) struct Daemon {
     endpoint: String,
 }
 
+#[cfg(test)]
+impl Daemon {
+    pub(crate) fn at(endpoint: &str) -> Self {
+        Self { endpoint: endpoint.to_owned() }
+    }
+}
+
 /// A daemon that answered on its socket. Cheap to clone; reconnects by itself after a restart of
 /// the daemon.
 #[derive(Debug, Clone)]
@@ -364,7 +371,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_socket_is_named_with_its_errno_and_a_hint() {
-        let daemon = Daemon { endpoint: "unix:///nonexistent/lapstrake.sock".to_owned() };
+        let daemon = Daemon::at("unix:///nonexistent/lapstrake.sock");
         let error = Client::connect(&daemon).await.unwrap_err().to_string();
         assert!(error.contains("/nonexistent/lapstrake.sock: No such file"), "{error}");
         assert!(error.contains("lapstrake serve"), "{error}");

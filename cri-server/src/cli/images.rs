@@ -8,7 +8,10 @@ use std::{
     time::Instant,
 };
 
-use proto::{admin::v1::ImportImagesRequest, cri::v1 as cri};
+use proto::{
+    admin::v1::{ImportImagesRequest, ImportedImage},
+    cri::v1 as cri,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     sync::mpsc,
@@ -118,27 +121,56 @@ async fn import(daemon: &client::Daemon, file: &Path, name: Option<String>) -> R
     let about = archive.metadata().await.map_err(failed)?;
     let total = about.is_file().then_some(about.len());
     let client = Client::connect(daemon).await?;
-    let progress = Progress::start(format!("importing {}", input::name(file)), total);
-    let (chunks, to_send) = mpsc::channel(CHUNKS_WAITING_MAX);
-    let object = format!("archive {}", input::name(file));
-    let call = client.import_images(&object, ReceiverStream::new(to_send));
-    tokio::pin!(call);
-    let imported = tokio::select! {
-        imported = &mut call => imported,
-        sent = send(archive, &chunks, name.unwrap_or_default(), progress) => {
-            // A failed read must not look like the end of the archive: the call is dropped while
-            // the stream is still open.
-            sent.map_err(failed)?;
-            drop(chunks);
-            call.await
-        }
+    let source = Source {
+        object: &format!("archive {}", input::name(file)),
+        name: name.unwrap_or_default(),
+        progress: Progress::start(format!("importing {}", input::name(file)), total),
     };
-    for image in imported? {
+    let imported = stream(&client, archive, source).await.map_err(|error| match error {
+        StreamError::Read(source) => failed(source),
+        StreamError::Client(error) => error.into(),
+    })?;
+    for image in imported {
         let names =
             if image.names.is_empty() { "<none>".to_owned() } else { image.names.join(" ") };
         console::out(format!("{} {names}", image.id)).map_err(Error::Output)?;
     }
     Ok(())
+}
+
+/// What there is to say about an archive beside its bytes.
+struct Source<'a> {
+    object: &'a str,
+    name: String,
+    progress: Progress,
+}
+
+#[derive(Debug)]
+enum StreamError {
+    Read(io::Error),
+    Client(client::Error),
+}
+
+/// Sends an archive to the daemon and answers what was in it.
+async fn stream(
+    client: &Client,
+    archive: impl AsyncRead + Unpin,
+    source: Source<'_>,
+) -> Result<Vec<ImportedImage>, StreamError> {
+    let (chunks, to_send) = mpsc::channel(CHUNKS_WAITING_MAX);
+    let call = client.import_images(source.object, ReceiverStream::new(to_send));
+    tokio::pin!(call);
+    let imported = tokio::select! {
+        imported = &mut call => imported,
+        sent = send(archive, &chunks, source.name, source.progress) => {
+            // A failed read cancels the call. The daemon may take that for the end of the archive
+            // (hyper hides the difference), but not for a whole one: digests tell.
+            sent.map_err(StreamError::Read)?;
+            drop(chunks);
+            call.await
+        }
+    };
+    imported.map_err(StreamError::Client)
 }
 
 /// Sends the archive chunk by chunk.
@@ -275,6 +307,13 @@ fn render_json(images: &[cri::Image]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
+    use proto::admin::v1::{
+        ImportImagesResponse,
+        admin_server::{Admin, AdminServer},
+    };
+    use tokio_stream::wrappers::UnixListenerStream;
+
     use super::*;
 
     fn image(tags: &[&str], digests: &[&str]) -> cri::Image {
@@ -325,15 +364,94 @@ quay.io/c            <none>  0123456789ab  4.3 MB"
     #[tokio::test]
     async fn an_archive_is_sent_in_bounded_chunks_and_named_once() {
         let bytes = vec![7_u8; CHUNK_BYTES * 2 + 1];
-        let (chunks, mut received) = mpsc::channel(CHUNKS_WAITING_MAX);
+        let (chunks, received) = mpsc::channel(CHUNKS_WAITING_MAX);
         let progress = Progress::start("test".to_owned(), None);
         send(bytes.as_slice(), &chunks, "a:1".to_owned(), progress).await.unwrap();
         drop(chunks);
-        let mut seen = Vec::new();
-        while let Some(message) = received.recv().await {
-            seen.push((message.chunk.len(), message.name));
-        }
+        let messages = ReceiverStream::new(received).map(|sent| (sent.chunk.len(), sent.name));
         let none = String::new();
-        assert_eq!(seen, [(CHUNK_BYTES, "a:1".to_owned()), (CHUNK_BYTES, none.clone()), (1, none)]);
+        assert_eq!(
+            messages.collect::<Vec<_>>().await,
+            [(CHUNK_BYTES, "a:1".to_owned()), (CHUNK_BYTES, none.clone()), (1, none)]
+        );
+    }
+
+    /// An admin service that answers with the length of what it got.
+    struct Lengths;
+
+    #[tonic::async_trait]
+    impl Admin for Lengths {
+        async fn import_images(
+            &self,
+            request: tonic::Request<tonic::Streaming<ImportImagesRequest>>,
+        ) -> Result<tonic::Response<ImportImagesResponse>, tonic::Status> {
+            let mut stream = request.into_inner();
+            let (mut length, mut names) = (0, Vec::new());
+            while let Some(message) = stream.message().await? {
+                length += message.chunk.len();
+                names.extend(Some(message.name).filter(|name| !name.is_empty()));
+                if length > LENGTH_REFUSED {
+                    return Err(tonic::Status::resource_exhausted("no room"));
+                }
+            }
+            let image = ImportedImage { id: length.to_string(), names };
+            Ok(tonic::Response::new(ImportImagesResponse { images: vec![image] }))
+        }
+    }
+
+    /// An archive of more bytes is refused before it has been sent.
+    const LENGTH_REFUSED: usize = CHUNK_BYTES * 40;
+
+    /// Streams to a daemon on a socket of the test's own.
+    async fn streamed(
+        test: &str,
+        archive: impl AsyncRead + Unpin,
+    ) -> Result<Vec<ImportedImage>, StreamError> {
+        let path = std::env::temp_dir().join(format!("images-{test}-{}", std::process::id()));
+        let socket = UnixListenerStream::new(tokio::net::UnixListener::bind(&path).unwrap());
+        let server = tonic::transport::Server::builder().add_service(AdminServer::new(Lengths));
+        let server = tokio::spawn(server.serve_with_incoming(socket));
+        let daemon = client::Daemon::at(&format!("unix://{}", path.display()));
+        let client = Client::connect(&daemon).await.unwrap();
+        let progress = Progress::start(test.to_owned(), None);
+        let source = Source { object: "archive", name: "a:1".to_owned(), progress };
+        let answer = stream(&client, archive, source).await;
+        server.abort();
+        std::fs::remove_file(&path).unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn an_archive_arrives_whole() {
+        let bytes = vec![7_u8; CHUNK_BYTES * 20 + 5];
+        let images = streamed("whole", bytes.as_slice()).await.unwrap();
+        assert_eq!((images[0].id.as_str(), images[0].names[0].as_str()), ("5242885", "a:1"));
+    }
+
+    #[tokio::test]
+    async fn an_archive_that_cannot_be_read_is_not_imported() {
+        let broken = vec![7_u8; CHUNK_BYTES * (CHUNKS_WAITING_MAX + 4)];
+        let error = streamed("broken", broken.chain(Unreadable)).await.unwrap_err();
+        assert!(matches!(&error, StreamError::Read(cause) if cause.to_string() == "bad sector"));
+    }
+
+    #[tokio::test]
+    async fn the_daemons_reason_is_told_when_it_stops_reading() {
+        let endless = tokio::io::repeat(7);
+        let error = streamed("refused", endless).await.unwrap_err();
+        let StreamError::Client(error) = error else { panic!("{error:?}") };
+        assert_eq!(error.to_string(), "ImportImages of archive: no room (ResourceExhausted)");
+    }
+
+    struct Unreadable;
+
+    impl AsyncRead for Unreadable {
+        fn poll_read(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            _: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<io::Result<()>> {
+            std::task::Poll::Ready(Err(io::Error::other("bad sector")))
+        }
     }
 }

@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::process::ImageDefaults;
 use super::spec::{Seccomp, Spec};
 use super::state::Phase;
 use super::{Container, capabilities, devices, oci_spec, process, remove, signal, user};
@@ -60,13 +59,12 @@ async fn create_once(ctx: Arc<Ctx>, sandbox_id: Id, spec: Spec) -> Result<Id, Er
         kind: "image",
         id: spec.image.image.clone(),
     })?;
-    let defaults = ImageDefaults::from(&image.config);
     let id = Id::random().map_err(|source| Error::io("read randomness from", "/dev/urandom", source))?;
-    let container = plan(&ctx, &sandbox_id, id.clone(), spec, (&image, &defaults))?;
+    let container = plan(&ctx, &sandbox_id, id.clone(), spec, &image)?;
     let lock = ctx.locks.of(&id);
     let turn = lock.lock().await;
     let sandbox = register(&ctx, &container)?;
-    let result = bring_up(&ctx, &sandbox, &container, &defaults).await;
+    let result = bring_up(&ctx, &sandbox, &container, &image).await;
     drop(turn);
     match result {
         Ok(()) => Ok(id),
@@ -98,7 +96,7 @@ fn plan(
     sandbox_id: &Id,
     id: Id,
     spec: Spec,
-    (image, defaults): (&image::Image, &ImageDefaults),
+    image: &image::Image,
 ) -> Result<Container, Error> {
     let snapshot = ctx.world.snapshot();
     let sandbox = snapshot.sandboxes.get(sandbox_id);
@@ -110,12 +108,12 @@ fn plan(
         ));
     }
     let accounts = ctx.images.accounts(&image.id)?;
-    let user = user::resolve(&spec.security, &defaults.user, &accounts)?;
+    let user = user::resolve(&spec.security, &image.config.user, &accounts)?;
     let log_path = match (&sandbox.spec.log_directory, spec.log_path.as_str()) {
         (Some(directory), path) if !path.is_empty() => Some(directory.join(path)),
         _ => None,
     };
-    let image_stop = signal::parse(&defaults.stop_signal);
+    let image_stop = signal::parse(&image.config.stop_signal);
     Ok(Container {
         cgroups_path: sandbox.cgroup_of(&id),
         id,
@@ -160,12 +158,12 @@ async fn bring_up(
     ctx: &Arc<Ctx>,
     sandbox: &Sandbox,
     container: &Container,
-    defaults: &ImageDefaults,
+    image: &image::Image,
 ) -> Result<(), Error> {
     let bundle = ctx.bundle_dir(container);
     let seccomp_bpf = seccomp_program(ctx, &container.spec)?;
-    write_config(ctx, sandbox, container, defaults, &bundle)?;
-    let snapshot = ctx.images.prepare(container.id.as_str(), &container.image_id).await?;
+    write_config(ctx, sandbox, container, image, &bundle)?;
+    let snapshot = ctx.images.prepare(container.id.as_str(), &image.id).await?;
     let shim = ctx.shim(&sandbox.id).await.ok_or_else(|| Error::State {
         operation: "create a container in",
         kind: "pod sandbox",
@@ -212,7 +210,7 @@ fn write_config(
     ctx: &Ctx,
     sandbox: &Sandbox,
     container: &Container,
-    defaults: &ImageDefaults,
+    image: &image::Image,
     bundle: &Path,
 ) -> Result<(), Error> {
     let spec = &container.spec;
@@ -220,7 +218,7 @@ fn write_config(
         spec,
         sandbox,
         sandbox_dir: &ctx.sandbox_dir(&sandbox.id),
-        process: process::process(spec, defaults, &sandbox.hostname)?,
+        process: process::process(spec, &image.config, &sandbox.hostname)?,
         user: &container.user,
         cgroups_path: &container.cgroups_path,
         devices: &devices::resolve(spec)?,

@@ -1,23 +1,13 @@
 //! What a container runs: arguments, environment and working directory from the pod and the
 //! image. Pure.
 
+use image::ImageConfig;
+
 use super::spec::Spec;
 use crate::error::Error;
 
 /// What images without a PATH are used to find.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// What the image says about running it.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct ImageDefaults {
-    pub(crate) entrypoint: Vec<String>,
-    pub(crate) cmd: Vec<String>,
-    /// `NAME=value`.
-    pub(crate) env: Vec<String>,
-    pub(crate) working_dir: String,
-    pub(crate) user: String,
-    pub(crate) stop_signal: String,
-}
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Process {
@@ -28,7 +18,7 @@ pub(crate) struct Process {
 
 pub(crate) fn process(
     spec: &Spec,
-    image: &ImageDefaults,
+    image: &ImageConfig,
     hostname: &str,
 ) -> Result<Process, Error> {
     let cwd = [&spec.working_dir, &image.working_dir].into_iter().find(|dir| !dir.is_empty());
@@ -46,7 +36,7 @@ pub(crate) fn process(
 
 /// The image's command counts only as long as the pod does not give one of its own: a pod that
 /// sets `command` means it whole.
-fn args(spec: &Spec, image: &ImageDefaults) -> Result<Vec<String>, Error> {
+fn args(spec: &Spec, image: &ImageConfig) -> Result<Vec<String>, Error> {
     let no_entrypoint = image.entrypoint.is_empty() || image.entrypoint == [""];
     let command = match spec.command.as_slice() {
         [] if no_entrypoint => [].as_slice(),
@@ -70,7 +60,7 @@ fn args(spec: &Spec, image: &ImageDefaults) -> Result<Vec<String>, Error> {
     }
 }
 
-fn env(spec: &Spec, image: &ImageDefaults, hostname: &str) -> Vec<String> {
+fn env(spec: &Spec, image: &ImageConfig, hostname: &str) -> Vec<String> {
     let mut merged: Vec<(String, String)> = vec![("PATH".into(), DEFAULT_PATH.into())];
     if !hostname.is_empty() {
         merged.push(("HOSTNAME".into(), hostname.into()));
@@ -101,7 +91,7 @@ mod tests {
     #[track_caller]
     fn check(pod: (&[&str], &[&str]), image: (&[&str], &[&str]), expect: Option<&[&str]>) {
         let spec = Spec { command: list(pod.0), args: list(pod.1), ..testing::spec() };
-        let image = ImageDefaults {
+        let image = ImageConfig {
             entrypoint: list(image.0),
             cmd: list(image.1),
             ..Default::default()
@@ -128,7 +118,7 @@ mod tests {
             ..testing::spec()
         };
         let image =
-            ImageDefaults { env: list(&["A=image", "PATH=/bin", "=x"]), ..Default::default() };
+            ImageConfig { env: list(&["A=image", "PATH=/bin", "=x"]), ..Default::default() };
         let expect = ["PATH=/bin", "HOSTNAME=web", "TERM=xterm", "A=last"];
         assert_eq!(env(&spec, &image, "web"), expect);
     }

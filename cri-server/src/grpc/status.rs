@@ -19,13 +19,25 @@ fn code(error: &Error) -> Code {
         Error::AlreadyExists { .. } => Code::AlreadyExists,
         Error::State { .. } => Code::FailedPrecondition,
         Error::ExecTimeout { .. } => Code::DeadlineExceeded,
-        Error::Network { .. } => Code::Unavailable,
+        Error::Network { source, .. } => network_code(source),
         Error::Runtime(error) => runtime_code(error.kind),
         Error::Image(error) => image_code(error.kind()),
         Error::Seccomp(_) => Code::InvalidArgument,
         Error::Record(_) | Error::Io { .. } | Error::Panicked { .. } => Code::Internal,
         Error::Shared(error) => code(error),
         Error::Leftovers { cause, .. } => code(cause),
+    }
+}
+
+fn network_code(error: &netplugin::Error) -> Code {
+    if let netplugin::Error::Exhausted { .. } = error {
+        Code::ResourceExhausted
+    } else if let netplugin::Error::PortTaken { .. } = error {
+        Code::AlreadyExists
+    } else if let netplugin::Error::Port { .. } = error {
+        Code::InvalidArgument
+    } else {
+        Code::Unavailable
     }
 }
 
@@ -49,7 +61,8 @@ fn image_code(kind: image::ErrorKind) -> Code {
         ErrorKind::Unauthorized => Code::Unauthenticated,
         // The kubelet reads the first word of the text, and only of errors with this code.
         ErrorKind::RegistryUnavailable => Code::Unknown,
-        ErrorKind::Verification => Code::Unknown,
+        ErrorKind::Verification | ErrorKind::BadContent | ErrorKind::Unsupported => Code::Unknown,
+        ErrorKind::Configuration => Code::FailedPrecondition,
         ErrorKind::DiskFull => Code::ResourceExhausted,
         ErrorKind::Cancelled => Code::Cancelled,
         ErrorKind::Internal => Code::Internal,

@@ -40,6 +40,7 @@ async fn stop_locked(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
             ctx.adopt_shim(id, shim);
             return Err(error.into());
         }
+        ctx.shims.forget(id.as_str()).await?;
     }
     ctx.forget_shim(id);
     if sandbox.phase.is_shown() {

@@ -144,26 +144,22 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, Error> {
         resolv_conf: fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
     };
     let mut run = Run::new(client, signals, pod, facts);
-    let end = run.proceed(args).await;
-    let cleaned = match end {
+    let end = match run.proceed(args).await {
         Ok(Outcome::Detached) => return Ok(ExitCode::SUCCESS),
-        _ => run.take_down().await,
+        Ok(Outcome::Ended(code)) => Ok(code),
+        Err(Stop::Interrupted(interrupted)) => Ok(interrupted.exit_code()),
+        Err(Stop::Failed(error)) => Err(error),
     };
-    match (end, cleaned) {
-        (Ok(Outcome::Ended(code)), Ok(())) => Ok(scratch.remove().map(|()| code)?),
-        (Err(Stop::Interrupted(interrupted)), Ok(())) => {
-            Ok(scratch.remove().map(|()| interrupted.exit_code())?)
-        }
-        (Err(Stop::Failed(error)), Ok(())) => {
+    match (end, run.take_down().await) {
+        (Ok(code), Ok(())) => Ok(scratch.remove().map(|()| code)?),
+        (Err(error), Ok(())) => {
             // The reason of the failure is the error to tell.
             let _ = scratch.remove();
             Err(error)
         }
         // A container that may still run keeps its volumes.
-        (Err(Stop::Failed(cause)), Err(leftovers)) => {
-            Err(Error::Unclean { cause: Box::new(cause), leftovers })
-        }
-        (_, Err(leftovers)) => Err(Error::Leftovers(leftovers)),
+        (Ok(_), Err(leftovers)) => Err(Error::Leftovers(leftovers)),
+        (Err(cause), Err(leftovers)) => Err(Error::Unclean { cause: Box::new(cause), leftovers }),
     }
 }
 

@@ -255,4 +255,3 @@ async fn bring(
         .map_err(|source| Error::Pull { container: container.to_owned(), source })?;
     client.image_status(name).await?.ok_or_else(|| Error::ImageLost(name.to_owned()))
 }
-
