@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::facts;
 use crate::ipam::{self, Range};
 use crate::leases::{Lease, NewLease};
-use crate::loopback::{Loopback, concerns};
+use crate::loopback::Loopback;
 use crate::netlink::link::{Link, Veth};
 use crate::netlink::{addr, link, route, shaper};
 use crate::netns::{self, Netns, Sysctl};
@@ -182,7 +182,6 @@ impl Network {
             Err(error) if error.errno() == Some(libc::ENOENT) => self.rebuild_table(state)?,
             result => result?,
         }
-        self.open_loopback(state)?;
         if let Some(Ok(loopback)) = &state.loopback {
             loopback.add(&pod(lease))?;
         }
@@ -198,20 +197,16 @@ impl Network {
         })
     }
 
-    /// Has host ports on the loopback address as long as any pod wants them. A node that cannot do
-    /// this has all other host ports. A process that ends at once has no use for it.
-    pub(crate) fn open_loopback(&self, state: &mut State) -> Result<(), Error> {
-        let wanted = !state.shared && state.leases.iter().any(|lease| concerns(&pod(lease)));
-        if !wanted {
-            state.loopback = None;
-        } else if state.loopback.is_none() {
-            let opened = Loopback::open().map_err(|error| error.to_string());
-            if let Ok(loopback) = &opened {
-                for lease in state.leases.iter() {
-                    loopback.add(&pod(lease))?;
-                }
+    /// Brings host ports to the loopback address, once. A node that cannot do this has all others; a
+    /// process that ends at once has no use for it.
+    fn open_loopback(state: &mut State) -> Result<(), Error> {
+        if state.loopback.is_none() && !state.shared {
+            state.loopback = Some(Loopback::open().map_err(|error| error.to_string()));
+        }
+        if let Some(Ok(loopback)) = &state.loopback {
+            for lease in state.leases.iter() {
+                loopback.add(&pod(lease))?;
             }
-            state.loopback = Some(opened);
         }
         Ok(())
     }
@@ -233,7 +228,7 @@ impl Network {
         if !state.shared || !self.table_is_current(state)? {
             self.rebuild_table(state)?;
         }
-        self.open_loopback(state)?;
+        Self::open_loopback(state)?;
         let ipv6 = facts::kernel_has_ipv6();
         let host = Host { bridge, mtu, ipv6 };
         state.host = Some(host);

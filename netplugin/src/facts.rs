@@ -1,5 +1,6 @@
 //! What this node is like: read once, so that decisions need not.
 
+use std::fs;
 use std::path::Path;
 
 use rustix::fs::{Access, access};
@@ -39,7 +40,25 @@ const FORWARDING_IPV6: &str = "ipv6/conf/all/forwarding";
 pub(crate) fn enable_forwarding(ipv6: bool) -> Result<(), Error> {
     for name in forwarding(ipv6) {
         if netns::read_sysctl(name)?.as_deref() != Some("1") {
+            if name == FORWARDING_IPV6 {
+                keep_router_advertisements()?;
+            }
             netns::write_sysctl(name, "1")?;
+        }
+    }
+    Ok(())
+}
+
+/// A node that forwards IPv6 stops listening to its router, and loses its own default route, unless
+/// told to go on (the value 2).
+fn keep_router_advertisements() -> Result<(), Error> {
+    const LINKS: &str = "/proc/sys/net/ipv6/conf";
+    let entries = fs::read_dir(LINKS).map_err(|source| Error::file("read", LINKS, source))?;
+    for entry in entries.flatten() {
+        let name = format!("ipv6/conf/{}/accept_ra", entry.file_name().display());
+        // A link may be gone since the directory was read.
+        if netns::read_sysctl(&name)?.as_deref() == Some("1") {
+            netns::write_sysctl(&name, "2")?;
         }
     }
     Ok(())

@@ -100,11 +100,6 @@ impl Loopback {
     }
 }
 
-/// Whether a pod has a host port on the loopback address.
-pub(crate) fn concerns(pod: &Pod<'_>) -> bool {
-    !entries(pod).is_empty()
-}
-
 fn entries(pod: &Pod<'_>) -> Vec<Entry> {
     let mut entries = Vec::new();
     for address in pod.addresses.iter().map(ipnetwork::IpNetwork::ip) {

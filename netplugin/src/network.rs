@@ -80,7 +80,7 @@ pub(crate) struct State {
     pub(crate) route: Route,
     pub(crate) nft: Nft,
     pub(crate) conntrack: Conntrack,
-    /// There as long as a pod has host ports on the loopback address; the reason if it cannot be.
+    /// There since the first pod; the reason if it cannot be.
     pub(crate) loopback: Option<Result<Loopback, String>>,
     /// `None` until the bridge and the table have been seen to be as they should.
     pub(crate) host: Option<Host>,
@@ -138,7 +138,7 @@ impl Network {
         self.check().map_err(|error| error.to_string())
     }
 
-    /// What this node cannot do, one sentence each. Complete once a pod with host ports was attached.
+    /// What this node cannot do, one sentence each. Complete once a pod was attached.
     pub fn shortcomings(&self) -> Vec<String> {
         match &self.lock().loopback {
             Some(Err(reason)) => vec![format!("no host ports on 127.0.0.1 and ::1: {reason}")],

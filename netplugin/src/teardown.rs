@@ -126,8 +126,7 @@ impl Network {
         if let Some(Ok(loopback)) = loopback {
             loopback.remove(&pod(lease)).map_err(|error| vec![error])?;
         }
-        leases.remove(sandbox_id).map_err(|error| vec![error])?;
-        self.open_loopback(state).map_err(|error| vec![error])
+        leases.remove(sandbox_id).map_err(|error| vec![error])
     }
 }
 

@@ -11,6 +11,8 @@ const PROGRAM_LOAD: libc::c_int = 5;
 const LINK_CREATE: libc::c_int = 28;
 
 const MAP_TYPE_HASH: u32 = 1;
+/// Memory for pairs that are there, not for all that could be.
+const MAP_F_NO_PREALLOC: u32 = 1;
 const PROGRAM_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 
 /// The kernel zero-extends a shorter structure and refuses a longer one with unknown fields set.
@@ -32,6 +34,7 @@ impl Map {
         attributes[1] = key_size as u32;
         attributes[2] = value_size as u32;
         attributes[3] = entries;
+        attributes[4] = MAP_F_NO_PREALLOC;
         // SAFETY: this command has no pointers among its attributes.
         let fd = unsafe { descriptor(MAP_CREATE, &attributes)? };
         Ok(Map { fd, key_size, value_size })

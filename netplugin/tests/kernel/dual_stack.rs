@@ -47,6 +47,18 @@ fn ipv6_pods_are_masqueraded_and_have_host_ports() {
 }
 
 #[test]
+fn a_node_that_listens_to_its_router_goes_on_doing_so() {
+    on_a_host(|host| {
+        let _world = host.neighbour("fd00:7::1/64", "fd00:7::2/64");
+        let setting = || run("cat /proc/sys/net/ipv6/conf/uplink/accept_ra").trim().to_owned();
+        assert_eq!(setting(), "1");
+        host.network(&["fd00:9::/64"]).attach(&request("pod")).unwrap();
+        assert_eq!(run("cat /proc/sys/net/ipv6/conf/all/forwarding").trim(), "1");
+        assert_eq!(setting(), "2");
+    });
+}
+
+#[test]
 fn the_pod_cidr_of_the_kubelet_takes_over_and_is_remembered() {
     on_a_host(|host| {
         let network = host.network(&[]);

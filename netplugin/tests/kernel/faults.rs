@@ -2,9 +2,12 @@
 
 use std::os::fd::AsFd;
 
-use netplugin::{Config, Network};
+use netplugin::{AttachRequest, Config, LinkOptions, Network, PortMapping, Protocol};
 
-use crate::host::{address, ask_tcp, json, link_names, on_a_host, request, run, serve_tcp};
+use crate::host::{
+    address, ask_tcp, eventually, json, link_names, on_a_host, request, request_with, run,
+    serve_tcp,
+};
 
 #[test]
 fn a_flushed_table_is_put_back_with_all_its_pods() {
@@ -173,5 +176,39 @@ fn a_foreign_firewall_that_drops_is_noticed_and_can_be_opened() {
         network.ready().unwrap_err();
         run("iptables -I FORWARD -o br-test -j ACCEPT");
         network.ready().unwrap();
+    });
+}
+
+#[test]
+fn a_failed_attach_leaves_nothing() {
+    on_a_host(|host| {
+        let network = host.network(&["10.9.0.0/24"]);
+        network.attach(&request("first")).unwrap();
+        eventually("the end of the first pod's link", || link_names().len() == 2);
+        let before = run("nft list table inet test");
+        // Refused by the kernel with the pair, and after the pair is made.
+        let netns = Network::loopback_only().unwrap();
+        for (interface, stage) in [("a-name-that-is-too-long", "create veth pair"), ("lo", "veth")]
+        {
+            let request = AttachRequest {
+                netns: Some(netns.try_clone().unwrap()),
+                ..request_with("pod", vec![])
+            };
+            let options =
+                LinkOptions { interface: Some(interface.to_owned()), ..LinkOptions::default() };
+            let error = network.attach_with(&request, &options).unwrap_err().to_string();
+            assert!(error.contains(stage) && error.contains(interface), "{error}");
+        }
+        let port = PortMapping {
+            protocol: Protocol::Tcp,
+            container_port: 0,
+            host_port: 80,
+            host_ip: None,
+        };
+        network.attach(&request_with("pod", vec![port])).unwrap_err();
+        assert_eq!(link_names().len(), 2);
+        assert_eq!(run("nft list table inet test"), before);
+        assert!(network.addresses("pod").is_empty());
+        network.attach(&request("pod")).unwrap();
     });
 }

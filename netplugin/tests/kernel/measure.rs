@@ -12,9 +12,8 @@ use crate::host::{eventually_within, json, link_names, on_a_host, request, reque
 
 const PODS: usize = 500;
 const PEER_ROUNDS: usize = 20;
-/// The bars are ratios inside one run (see the reasons in the measuring rules of the project).
+/// A ratio inside one run: the speed of machines varies, and with it every absolute figure.
 const PEER_RATIO_MIN: f64 = 20.0;
-const GROWTH_MAX: f64 = 1.6;
 
 fn port(n: usize) -> PortMapping {
     let host_port = 20_000 + u16::try_from(n).unwrap();
@@ -66,7 +65,6 @@ fn five_hundred_pods_come_and_go() {
         println!("{PODS} pods gone {:?} after the first detach began", start.elapsed());
         let left = json("nft -j list map inet test ports4")["nftables"][1]["map"]["elem"].clone();
         assert!(left.is_null(), "{left}");
-        assert!(last.as_secs_f64() <= first.as_secs_f64() * GROWTH_MAX, "{first:?} -> {last:?}");
     });
 }
 
