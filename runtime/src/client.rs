@@ -80,7 +80,8 @@ impl Shim {
         let task = tokio::spawn(read_all(Arc::clone(&inner)));
         let shim = Self { inner, _keep: Arc::new(Guard(task.abort_handle())) };
         let hello = protocol::Hello { version: protocol::VERSION, pid: std::process::id() as i32 };
-        match shim.call(Ask::Hello(hello), &[], "connect to the shim", id, Some(deadline)).await? {
+        match shim.call(Ask::Hello(hello), &[], ("connect to the shim", id), Some(deadline)).await?
+        {
             (Reply::Hello(hello), _) => shim.inner.pid.store(hello.pid, Ordering::Relaxed),
             _ => return Err(shim.confused("connect to the shim")),
         }
@@ -112,7 +113,7 @@ impl Shim {
             has_netns: netns.is_some(),
         };
         let fds: Vec<_> = netns.iter().map(AsFd::as_fd).collect();
-        match self.call(Ask::CreateSandbox(ask), &fds, stage, &id, Some(CREATE)).await? {
+        match self.call(Ask::CreateSandbox(ask), &fds, (stage, &id), Some(CREATE)).await? {
             (Reply::Created(c), _) => {
                 Ok(SandboxCreated { pause_pid: c.pid, pause_start_ticks: c.start_ticks })
             }
@@ -145,7 +146,7 @@ impl Shim {
             seccomp_bpf: optional(&req.seccomp_bpf)?,
             limits: Some(protocol::LogLimits { line_max: req.limits.line_max }),
         };
-        match self.call(Ask::CreateContainer(ask), &[], stage, &id, Some(CREATE)).await? {
+        match self.call(Ask::CreateContainer(ask), &[], (stage, &id), Some(CREATE)).await? {
             (Reply::Created(c), _) => Ok(ContainerCreated { pid: c.pid }),
             _ => Err(self.confused(stage)),
         }
@@ -153,7 +154,7 @@ impl Shim {
 
     /// Returns after execve succeeded. An error of stage `exec` means that the container is EXITED with a start error.
     pub async fn start_container(&self, id: &str) -> Result<Started, Error> {
-        match self.call(Ask::Start(target(id)), &[], "start", id, Some(QUICK)).await? {
+        match self.call(Ask::Start(target(id)), &[], ("start", id), Some(QUICK)).await? {
             (Reply::Started(s), _) => Ok(Started { at_ns: s.at_ns }),
             _ => Err(self.confused("start")),
         }
@@ -225,7 +226,7 @@ impl Shim {
         };
         let limit = req.timeout.map(|t| t.saturating_add(EXEC_SLACK));
         let (Reply::Output(o), fds) =
-            self.call(Ask::ExecSync(ask), &[], stage, &req.id, limit).await?
+            self.call(Ask::ExecSync(ask), &[], (stage, &req.id), limit).await?
         else {
             return Err(self.confused(stage));
         };
@@ -288,7 +289,7 @@ impl Shim {
     pub async fn inventory(&self) -> Result<Inventory, Error> {
         let (stage, id) = ("read the inventory", self.inner.id.clone());
         let (Reply::Inventory(i), _) =
-            self.call(Ask::Inventory(Empty {}), &[], stage, &id, Some(QUICK)).await?
+            self.call(Ask::Inventory(Empty {}), &[], (stage, &id), Some(QUICK)).await?
         else {
             return Err(self.confused(stage));
         };
@@ -315,7 +316,7 @@ impl Shim {
         object: &str,
         limit: Duration,
     ) -> Result<(), Error> {
-        match self.call(ask, &[], stage, object, Some(limit)).await? {
+        match self.call(ask, &[], (stage, object), Some(limit)).await? {
             (Reply::Done(_), _) => Ok(()),
             _ => Err(self.confused(stage)),
         }
@@ -325,8 +326,7 @@ impl Shim {
         &self,
         ask: Ask,
         fds: &[BorrowedFd<'_>],
-        stage: &str,
-        object: &str,
+        (stage, object): (&str, &str),
         limit: Option<Duration>,
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
         let seq = self.inner.next.fetch_add(1, Ordering::Relaxed);

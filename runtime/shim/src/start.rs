@@ -66,7 +66,7 @@ fn serve_pod(pod: &str) -> i32 {
 }
 
 fn prepare() -> Result<(OwnedFd, OwnedFd, OwnedFd), String> {
-    sys::one_arena();
+    sys::frugal_heap();
     sys::block_all_signals();
     let _ = rustix::thread::set_name(c"lapstrake-shim");
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);

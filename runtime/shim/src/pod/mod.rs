@@ -20,6 +20,7 @@ use crate::log::{Outcome, Pump};
 use crate::member::Member;
 use crate::serve::Token;
 use crate::start::note;
+use crate::sys;
 
 /// Containers of one pod, exited ones included until they are deleted. The kubelet keeps a few dead ones per name.
 const MEMBERS_MAX: usize = 512;
@@ -66,6 +67,7 @@ impl Pod {
             over: false,
         };
         pod.watch(pod.pump.wake().as_fd(), Token::Log)?;
+        sys::trim_heap(); // what reading mountinfo took
         Ok(pod)
     }
 
