@@ -42,11 +42,11 @@ impl Hierarchies {
         check(group)?;
         for h in &self.v1 {
             let cpuset = h.controllers.iter().any(|c| c == "cpuset");
-            make(&h.mount, group, |dir| if cpuset { inherit_cpuset(dir) } else { Ok(()) })?;
+            make(&h.mount, group, &|dir| if cpuset { inherit_cpuset(dir) } else { Ok(()) })?;
         }
         if let Some(mount) = &self.unified {
             let v2 = self.is_v2();
-            make(mount, group, |dir| {
+            make(mount, group, &|dir| {
                 // Controllers are handed to the new directory by its parent; on hybrid nodes what is there is tried.
                 delegate(dir.parent().unwrap_or(mount), v2)
             })?;
@@ -181,21 +181,26 @@ fn check(group: &str) -> Result<(), Error> {
     )))
 }
 
+/// Makes one directory and prepares it; missing parents first. Mostly the parents are there.
 fn make(
     mount: &Path,
     group: &str,
-    prepare: impl Fn(&Path) -> Result<(), Error>,
+    prepare: &dyn Fn(&Path) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let mut dir = mount.to_path_buf();
-    for part in group.split('/').filter(|p| !p.is_empty()) {
-        dir.push(part);
+    let group = group.trim_matches('/');
+    let dir = mount.join(group);
+    loop {
         match rustix::fs::mkdir(&dir, rustix::fs::Mode::from_raw_mode(0o755)) {
-            Ok(()) => prepare(&dir)?,
-            Err(rustix::io::Errno::EXIST) => {}
+            Ok(()) => return prepare(&dir),
+            Err(rustix::io::Errno::EXIST) => return Ok(()),
+            Err(rustix::io::Errno::NOENT) => match group.rsplit_once('/') {
+                // Another creator may remove an empty parent between the two steps: hence the loop.
+                Some((parent, _)) => make(mount, parent, prepare)?,
+                None => return Err(Error::file("make", &dir, rustix::io::Errno::NOENT.into())),
+            },
             Err(e) => return Err(Error::file("make", &dir, e.into())),
         }
     }
-    Ok(())
 }
 
 /// A new v1 cpuset starts empty and refuses tasks until it has CPUs and memory nodes.
