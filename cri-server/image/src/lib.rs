@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The images of this node: pulled from registries, imported from archives, kept as one plain
+//! directory per layer that overlayfs can use as it is.
+//!
+//! Invariant: this crate knows no pod, no CRI message and no runtime. What an image says about
+//! itself (labels, users, commands) is data for the caller; nothing here acts on it.
+
+mod accounts;
+mod archive;
+mod config;
+mod digest;
+mod error;
+mod fetch;
+mod flight;
+mod layer;
+mod manifest;
+mod pull;
+mod reference;
+mod registry;
+mod service;
+mod snapshot;
+mod store;
+
+pub use accounts::{Accounts, Group, User};
+pub use archive::Imported;
+pub use config::{Config, Limits};
+pub use digest::{ChainId, Digest, ImageId, NotADigest};
+pub use error::{Attempts, Error, ErrorKind};
+pub use layer::Usage;
+pub use manifest::{ImageConfig, Platform};
+pub use reference::{Reference, ReferenceError};
+pub use registry::Auth;
+pub use service::{FsInfo, ImageService};
+pub use snapshot::Snapshot;
+pub use store::catalog::Image;

@@ -1,0 +1,622 @@
+//! One pull's conversation with the registry: every request tries the endpoints in order, logs in
+//! where asked, follows redirects without carrying secrets along, and waits where told to.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE,
+    RETRY_AFTER,
+};
+use reqwest::{Method, Response, StatusCode, Url};
+
+use super::auth::{self, Auth, Challenge, Login};
+use super::client::Clients;
+use super::hosts::{self, Endpoint};
+use crate::config::Config;
+use crate::digest::Digest;
+use crate::error::{Attempt, Attempts, Error};
+use crate::manifest;
+use crate::reference::Reference;
+
+/// Talks to the registry of one reference.
+pub(crate) struct Session {
+    clients: Arc<Clients>,
+    pub(crate) reference: Reference,
+    auth: Option<Auth>,
+    endpoints: Vec<Endpoint>,
+    /// Authorization that worked, by endpoint.
+    tokens: Mutex<HashMap<usize, HeaderValue>>,
+}
+
+/// What was being done, for error messages.
+pub(crate) type Stage = &'static str;
+
+/// A manifest as a registry sent it, its digest computed here.
+pub(crate) struct Fetched {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// A blob that is about to arrive.
+pub(crate) struct Arriving {
+    pub(crate) response: Response,
+    /// Where in the blob the response begins.
+    pub(crate) offset: u64,
+    /// The endpoint it comes from, for error messages.
+    pub(crate) url: String,
+}
+
+/// One endpoint's failure.
+pub(crate) struct Fault {
+    kind: FaultKind,
+    attempt: Attempt,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum FaultKind {
+    NotFound,
+    Unauthorized,
+    Unavailable,
+    Verification,
+    Unsupported,
+}
+
+/// containerd's bound; a manifest of 127 layers takes 20 kB.
+pub(crate) const MANIFEST_MAX: usize = 4 << 20;
+/// Error pages are quoted in part; more is not read.
+const ERROR_BODY_MAX: usize = 8 << 10;
+/// Tokens are signed JSON of some kB.
+const TOKEN_MAX: usize = 256 << 10;
+/// Until the head of an answer; registries that check storage first take seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Registries chain at most two (storage front end, then region).
+const REDIRECTS_MAX: usize = 10;
+/// With the pauses below, a busy registry gets about six seconds to recover.
+const TRIES: u32 = 5;
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+/// The kubelet has a back-off of its own; a pull that sleeps longer only blocks it.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
+
+impl Session {
+    pub(crate) fn new(
+        clients: Arc<Clients>,
+        config: &Config,
+        reference: &Reference,
+        auth: Option<Auth>,
+    ) -> Result<Session, Error> {
+        let endpoints = hosts::endpoints(&config.certs_d, reference.domain())?;
+        Ok(Session {
+            clients,
+            reference: reference.clone(),
+            auth,
+            endpoints,
+            tokens: Mutex::default(),
+        })
+    }
+
+    /// What the tag stands for now, if the registry tells without sending the manifest.
+    pub(crate) async fn resolve(&self, tag: &str) -> Result<Option<Digest>, Error> {
+        let told = self.each(
+            "resolution of the tag",
+            |e| e.resolve,
+            |at, endpoint| {
+                Box::pin(async move {
+                    let url = self.url(endpoint, &["manifests", tag]);
+                    let response =
+                        self.request(at, &Method::HEAD, url, &accept_manifests()).await?;
+                    let told = response.headers().get("docker-content-digest");
+                    Ok(told.and_then(|d| d.to_str().ok()).and_then(|d| Digest::parse(d).ok()))
+                })
+            },
+        );
+        match told.await {
+            // A server that does not know HEAD is asked for the manifest itself.
+            Err(Error::Unsupported { .. }) => Ok(None),
+            told => told,
+        }
+    }
+
+    /// A manifest by tag or digest. What comes back under a digest has that digest.
+    pub(crate) async fn manifest(&self, wanted: &str) -> Result<Fetched, Error> {
+        let promised = &Digest::parse(wanted).ok();
+        let able = |e: &Endpoint| e.resolve || (promised.is_some() && e.pull);
+        self.each("fetch of the manifest", able, |at, endpoint| {
+            Box::pin(async move {
+                let url = self.url(endpoint, &["manifests", wanted]);
+                let shown = shown(&url);
+                let response = self.request(at, &Method::GET, url, &accept_manifests()).await?;
+                let header = |name: &str| {
+                    let value = response.headers().get(name).and_then(|v| v.to_str().ok());
+                    value.unwrap_or_default().to_owned()
+                };
+                let media_type = header(CONTENT_TYPE.as_str());
+                let told = Digest::parse(&header("docker-content-digest")).ok();
+                let bytes = body(response, MANIFEST_MAX).await.map_err(|e| e.at(&shown))?;
+                for promised in promised.iter().chain(&told) {
+                    let mut hasher = promised.hasher();
+                    hasher.update(&bytes);
+                    let found = hasher.finish();
+                    if found != *promised {
+                        let cause = format!("the manifest's digest is {found}, not {promised}");
+                        return Err(fault(FaultKind::Verification, &shown, cause));
+                    }
+                }
+                let digest = promised.clone().unwrap_or_else(|| Digest::of(&bytes));
+                Ok(Fetched { digest, media_type, bytes })
+            })
+        })
+        .await
+    }
+
+    /// A small blob, whole and verified.
+    pub(crate) async fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, Error> {
+        self.each(
+            "fetch of the image configuration",
+            |e| e.pull,
+            |at, endpoint| {
+                Box::pin(async move {
+                    let url = self.url(endpoint, &["blobs", digest.as_str()]);
+                    let shown = shown(&url);
+                    if size > MANIFEST_MAX as u64 {
+                        let cause =
+                            format!("its size of {size} bytes is over the limit of {MANIFEST_MAX}");
+                        return Err(fault(FaultKind::Unsupported, &shown, cause));
+                    }
+                    let response = self.request(at, &Method::GET, url, &HeaderMap::new()).await?;
+                    let bytes = body(response, MANIFEST_MAX).await.map_err(|e| e.at(&shown))?;
+                    let mut hasher = digest.hasher();
+                    hasher.update(&bytes);
+                    let found = hasher.finish();
+                    if found == *digest {
+                        Ok(bytes)
+                    } else {
+                        let cause = format!("the blob's digest is {found}, not {digest}");
+                        Err(fault(FaultKind::Verification, &shown, cause))
+                    }
+                })
+            },
+        )
+        .await
+    }
+
+    /// Begins to receive a blob at `offset`; a server that cannot continue begins at 0.
+    pub(crate) async fn blob(&self, digest: &Digest, offset: u64) -> Result<Arriving, Error> {
+        self.each(
+            "fetch of a layer",
+            |e| e.pull,
+            |at, endpoint| {
+                Box::pin(async move {
+                    let url = self.url(endpoint, &["blobs", digest.as_str()]);
+                    let shown = shown(&url);
+                    let mut headers = HeaderMap::new();
+                    if offset > 0 {
+                        headers.extend(
+                            HeaderValue::from_str(&format!("bytes={offset}-"))
+                                .ok()
+                                .map(|v| (RANGE, v)),
+                        );
+                    }
+                    let response = self.request(at, &Method::GET, url, &headers).await?;
+                    let offset = match response.status() {
+                        StatusCode::PARTIAL_CONTENT => range_start(&response).unwrap_or(offset),
+                        _ => 0,
+                    };
+                    Ok(Arriving { response, offset, url: shown })
+                })
+            },
+        )
+        .await
+    }
+
+    /// The failure of `stage` by what the endpoints answered.
+    pub(crate) fn failed(&self, stage: Stage, faults: Vec<Fault>) -> Error {
+        let reference = self.reference.to_string();
+        // The last endpoint is the registry itself: its word decides.
+        let kind = faults.last().map_or(FaultKind::Unavailable, |f| f.kind);
+        let tried = Attempts(faults.into_iter().map(|f| f.attempt).collect());
+        match kind {
+            FaultKind::NotFound => Error::NotInRegistry { reference, tried },
+            FaultKind::Unauthorized => Error::Unauthorized { reference, tried },
+            FaultKind::Unavailable => Error::RegistryUnavailable { reference, stage, tried },
+            FaultKind::Verification => {
+                Error::Verification { reference, object: stage.into(), reason: tried.to_string() }
+            }
+            FaultKind::Unsupported => {
+                Error::Unsupported { reference, object: stage.into(), reason: tried.to_string() }
+            }
+        }
+    }
+
+    /// The registry broke off or was too slow while sending.
+    pub(crate) fn broke_off(&self, stage: Stage, url: String, cause: String) -> Error {
+        let reference = self.reference.to_string();
+        let tried = Attempts(vec![Attempt { url, cause }]);
+        Error::RegistryUnavailable { reference, stage, tried }
+    }
+
+    async fn each<'s, T>(
+        &'s self,
+        stage: Stage,
+        able: impl Fn(&Endpoint) -> bool,
+        ask: impl Fn(usize, &'s Endpoint) -> BoxFuture<'s, Result<T, Fault>>,
+    ) -> Result<T, Error> {
+        let mut faults = Vec::new();
+        for (at, endpoint) in self.endpoints.iter().enumerate().filter(|(_, e)| able(e)) {
+            match ask(at, endpoint).await {
+                Ok(value) => return Ok(value),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        Err(self.failed(stage, faults))
+    }
+
+    fn url(&self, endpoint: &Endpoint, last: &[&str]) -> Url {
+        let mut url = endpoint.base.clone();
+        let path = [url.path().trim_end_matches('/'), self.reference.path()]
+            .iter()
+            .chain(last)
+            .copied()
+            .collect::<Vec<_>>()
+            .join("/");
+        url.set_path(&path);
+        if let Some(registry) = &endpoint.mirror_of {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        url
+    }
+
+    /// Sends until there is an answer worth returning: a success, or a fault that more tries will
+    /// not mend.
+    async fn request(
+        &self,
+        at: usize,
+        method: &Method,
+        url: Url,
+        headers: &HeaderMap,
+    ) -> Result<Response, Fault> {
+        let shown = shown(&url);
+        let mut pause = PAUSE_FIRST;
+        let mut asked_again = false;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let sent = self.send(at, method, &url, headers).await;
+            let response = match sent {
+                Ok(response) => response,
+                Err(fault) => return Err(fault),
+            };
+            let status = response.status();
+            if status.is_success() {
+                return Ok(response);
+            }
+            if status == StatusCode::UNAUTHORIZED && !asked_again {
+                asked_again = true; // a token that expired on the way is renewed once
+                if let Some(challenge) = Challenge::of(response.headers()) {
+                    let token = self.answer(at, challenge, &shown).await?;
+                    self.remember(at, token);
+                    continue;
+                }
+            }
+            let busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+            if busy && tries < TRIES {
+                let told = retry_after(response.headers());
+                if told.is_none_or(|told| told <= RETRY_AFTER_MAX) {
+                    tokio::time::sleep(told.unwrap_or(pause)).await;
+                    pause *= 2;
+                    continue;
+                }
+            }
+            return Err(refusal(response, method, &shown).await);
+        }
+    }
+
+    /// Sends once, following redirects.
+    async fn send(
+        &self,
+        at: usize,
+        method: &Method,
+        url: &Url,
+        headers: &HeaderMap,
+    ) -> Result<Response, Fault> {
+        let endpoint = &self.endpoints[at];
+        let mut url = url.clone();
+        for _ in 0..=REDIRECTS_MAX {
+            let shown = shown(&url);
+            let at_home = same_origin(&url, &endpoint.base);
+            let client = if at_home {
+                self.clients.client(endpoint)
+            } else {
+                self.clients.client(&Endpoint { base: url.clone(), ..endpoint.clone() })
+            };
+            let client =
+                client.map_err(|e| fault(FaultKind::Unavailable, &shown, e.to_string()))?;
+            let mut request = client.request(method.clone(), url.clone()).headers(headers.clone());
+            if at_home {
+                request = request.headers(endpoint.headers.clone());
+                if let Some(token) = self.token(at) {
+                    request = request.header(AUTHORIZATION, token);
+                }
+            }
+            let answer = tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await;
+            let response = match answer {
+                Err(_) => {
+                    let cause = format!("no answer within {} s", ANSWER_TIMEOUT.as_secs());
+                    return Err(fault(FaultKind::Unavailable, &shown, cause));
+                }
+                Ok(Err(e)) => return Err(fault(FaultKind::Unavailable, &shown, describe(&e))),
+                Ok(Ok(response)) => response,
+            };
+            if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED
+            {
+                return Ok(response);
+            }
+            let target = response.headers().get(LOCATION).and_then(|l| l.to_str().ok());
+            let target = target.and_then(|l| url.join(l).ok());
+            url = target
+                .filter(|t| matches!(t.scheme(), "http" | "https"))
+                .filter(|t| url.scheme() == "http" || t.scheme() == "https")
+                .ok_or_else(|| {
+                    let cause = "it redirects to nowhere, or to an unencrypted address";
+                    fault(FaultKind::Unavailable, &shown, cause.into())
+                })?;
+        }
+        Err(fault(FaultKind::Unavailable, &shown(&url), "it redirects in circles".into()))
+    }
+
+    /// Gets what the server asks for.
+    async fn answer(
+        &self,
+        at: usize,
+        challenge: Challenge,
+        shown: &str,
+    ) -> Result<Option<HeaderValue>, Fault> {
+        let endpoint = &self.endpoints[at];
+        let refused = |cause: String| fault(FaultKind::Unauthorized, shown, cause);
+        let host = match (endpoint.base.host_str(), endpoint.base.port()) {
+            (Some(host), Some(port)) => format!("{host}:{port}"),
+            (host, _) => host.unwrap_or_default().to_owned(),
+        };
+        let login = match &self.auth {
+            None => Login::Anonymous,
+            Some(auth) => auth
+                .login(self.reference.domain(), &host, endpoint.mirror_of.is_some())
+                .map_err(|e| refused(e.to_string()))?,
+        };
+        match (challenge, login) {
+            (_, Login::Bearer(token)) => Ok(auth::bearer(&token)),
+            (Challenge::Basic, Login::Password { user, password }) => {
+                Ok(auth::basic(&user, &password))
+            }
+            (Challenge::Basic, Login::Anonymous) => {
+                Err(refused("it wants a user and password, and none are given for it".into()))
+            }
+            (Challenge::Basic, Login::Refresh(_)) => {
+                Err(refused("it wants a user and password, given is an identity token".into()))
+            }
+            (Challenge::Bearer { realm, service, scope }, login) => {
+                let scope = if scope.is_empty() {
+                    format!("repository:{}:pull", self.reference.path())
+                } else {
+                    scope
+                };
+                let realm = Url::parse(&realm).map_err(|_| {
+                    refused("it names a token server that is not an address".into())
+                })?;
+                if !auth::may_tell(&realm, &endpoint.base) {
+                    let cause = format!(
+                        "it wants the credentials sent unencrypted to {}",
+                        self::shown(&realm)
+                    );
+                    return Err(refused(cause));
+                }
+                let token = self.fetch_token(endpoint, realm, [&service, &scope], login).await?;
+                Ok(auth::bearer(&token))
+            }
+        }
+    }
+
+    async fn fetch_token(
+        &self,
+        endpoint: &Endpoint,
+        realm: Url,
+        [service, scope]: [&str; 2],
+        login: Login,
+    ) -> Result<String, Fault> {
+        #[derive(serde::Deserialize)]
+        struct Answer {
+            #[serde(default)]
+            token: String,
+            #[serde(default)]
+            access_token: String,
+        }
+        let shown = shown(&realm);
+        let unavailable = |cause: String| fault(FaultKind::Unavailable, &shown, cause);
+        let client = self
+            .clients
+            .client(&Endpoint { base: realm.clone(), ..endpoint.clone() })
+            .map_err(|e| unavailable(e.to_string()))?;
+        let query = [("service", service), ("scope", scope)];
+        let query = query.into_iter().filter(|(_, value)| !value.is_empty());
+        let request = match login {
+            Login::Refresh(token) => {
+                let mut form = reqwest::Url::parse("https://form.invalid/")
+                    .map_err(|e| unavailable(e.to_string()))?;
+                form.query_pairs_mut()
+                    .extend_pairs([("grant_type", "refresh_token"), ("client_id", "lapstrake")])
+                    .extend_pairs(query)
+                    .append_pair("refresh_token", &token);
+                client
+                    .post(realm)
+                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                    .body(form.query().unwrap_or_default().to_owned())
+            }
+            login => {
+                let mut url = realm;
+                url.query_pairs_mut().extend_pairs(query);
+                let request = client.get(url);
+                match login {
+                    Login::Password { user, password } => match auth::basic(&user, &password) {
+                        Some(value) => request.header(AUTHORIZATION, value),
+                        None => request,
+                    },
+                    Login::Anonymous | Login::Refresh(_) | Login::Bearer(_) => request,
+                }
+            }
+        };
+        let response = tokio::time::timeout(ANSWER_TIMEOUT, request.send())
+            .await
+            .map_err(|_| unavailable("the token server does not answer".into()))?
+            .map_err(|e| unavailable(describe(&e)))?;
+        if !response.status().is_success() {
+            return Err(refusal(response, &Method::GET, &shown).await);
+        }
+        let bytes = body(response, TOKEN_MAX).await.map_err(|e| e.at(&shown))?;
+        let answer: Answer = serde_json::from_slice(&bytes)
+            .map_err(|_| unavailable("the token server's answer is not a token".into()))?;
+        let token = if answer.token.is_empty() { answer.access_token } else { answer.token };
+        if token.is_empty() {
+            return Err(unavailable("the token server's answer holds no token".into()));
+        }
+        Ok(token)
+    }
+
+    fn token(&self, at: usize) -> Option<HeaderValue> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned()
+    }
+
+    fn remember(&self, at: usize, token: Option<HeaderValue>) {
+        if let Some(token) = token {
+            self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(at, token);
+        }
+    }
+}
+
+/// Why a body could not be had.
+enum BodyFault {
+    TooLarge(usize),
+    Broken(String),
+}
+
+impl BodyFault {
+    fn at(self, shown: &str) -> Fault {
+        match self {
+            BodyFault::TooLarge(limit) => {
+                let cause = format!("the answer is larger than {limit} bytes");
+                fault(FaultKind::Unsupported, shown, cause)
+            }
+            BodyFault::Broken(cause) => fault(FaultKind::Unavailable, shown, cause),
+        }
+    }
+}
+
+/// A whole body of at most `limit` bytes.
+async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, BodyFault> {
+    let mut bytes = Vec::new();
+    loop {
+        let chunk = tokio::time::timeout(ANSWER_TIMEOUT, response.chunk())
+            .await
+            .map_err(|_| BodyFault::Broken("the answer stopped half way".into()))?
+            .map_err(|e| BodyFault::Broken(describe(&e)))?;
+        let Some(chunk) = chunk else { return Ok(bytes) };
+        if bytes.len() + chunk.len() > limit {
+            return Err(BodyFault::TooLarge(limit));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+}
+
+/// A fault out of an unsuccessful answer, with the registry's own words where they are safe.
+async fn refusal(response: Response, method: &Method, shown: &str) -> Fault {
+    let status = response.status();
+    let kind = match status {
+        StatusCode::NOT_FOUND => FaultKind::NotFound,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FaultKind::Unauthorized,
+        StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => FaultKind::Unsupported,
+        _ => FaultKind::Unavailable,
+    };
+    let mut cause = status.to_string();
+    if *method != Method::HEAD
+        && let Ok(bytes) = body(response, ERROR_BODY_MAX).await
+        && let Some(words) = words(&bytes)
+    {
+        cause = format!("{cause}: {words}");
+    }
+    fault(kind, shown, cause)
+}
+
+/// The codes and messages of a registry's error answer; nothing else of it, since a page of a
+/// stranger may repeat what was sent to it.
+fn words(bytes: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Errors {
+        errors: Vec<One>,
+    }
+    #[derive(serde::Deserialize)]
+    struct One {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    /// Enough for what registries say.
+    const WORDS_MAX: usize = 200;
+    if bytes.trim_ascii_start().starts_with(b"<") {
+        return Some("an HTML page; is this address a registry?".into());
+    }
+    let first = serde_json::from_slice::<Errors>(bytes).ok()?.errors.into_iter().next()?;
+    let text = format!("{} ({})", first.code, first.message);
+    Some(text.chars().filter(|c| !c.is_control()).take(WORDS_MAX).collect())
+}
+
+fn fault(kind: FaultKind, shown: &str, cause: String) -> Fault {
+    Fault { kind, attempt: Attempt { url: shown.to_owned(), cause } }
+}
+
+fn accept_manifests() -> HeaderMap {
+    HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(manifest::ACCEPT))])
+}
+
+/// Seconds only; registries do not send dates.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+fn range_start(response: &Response) -> Option<u64> {
+    let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    text.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
+}
+
+fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme()
+        && a.host_str() == b.host_str()
+        && a.port_or_known_default() == b.port_or_known_default()
+}
+
+/// An address without what may be secret: no user, no query, no fragment.
+pub(crate) fn shown(url: &Url) -> String {
+    let port = url.port().map_or(String::new(), |port| format!(":{port}"));
+    format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+}
+
+/// An HTTP client's error in words, without the address it repeats.
+pub(crate) fn describe(error: &reqwest::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let text = source.to_string();
+        // Outer errors often repeat the inner ones.
+        parts.retain(|part| !part.contains(&text) || text.is_empty());
+        parts.push(text);
+        next = source.source();
+    }
+    if parts.is_empty() {
+        if error.is_timeout() { "timed out".into() } else { "the request failed".into() }
+    } else {
+        parts.join(": ")
+    }
+}

@@ -1,0 +1,153 @@
+//! The start of the service: read every record, sweep what is unfinished, find who holds what.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Semaphore;
+
+use super::Core;
+use super::commit;
+use crate::config::Config;
+use crate::digest::{Digest, nonce};
+use crate::error::Error;
+use crate::flight::Flights;
+use crate::manifest::ImageConfig;
+use crate::store::catalog::Catalog;
+use crate::store::layout::{self, BAD, Layout};
+use crate::store::record::{self, ImageRecord};
+use crate::store::shelf::{self, Kept, Shelf};
+
+/// A partial download older than this belongs to a pull nobody will repeat.
+const PARTIAL_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) fn open(config: Config) -> Result<Core, Error> {
+    // An error means that a provider is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let layout = Layout::make(&config.root)?;
+    let (shelf, mut lost) = Shelf::open(layout.layers())?;
+    let catalog = Catalog::default();
+    images(&config, &layout, (&shelf, &catalog), &mut lost)?;
+    let pins = pins(&layout, &shelf)?;
+    content(&layout, &catalog)?;
+    partial(&layout)?;
+    shelf::remove_all(&shelf.sweep())?;
+    Ok(Core {
+        permits: Semaphore::new(config.max_concurrent_downloads.max(1)),
+        config,
+        layout,
+        shelf,
+        catalog,
+        clients: Arc::default(),
+        layers: Flights::new(),
+        records: tokio::sync::Mutex::new(()),
+        pins: Mutex::new(pins),
+        pulls: Flights::new(),
+        announced: crate::fetch::Announced::default(),
+        accounts: Mutex::default(),
+        lost,
+    })
+}
+
+fn images(
+    config: &Config,
+    layout: &Layout,
+    (shelf, catalog): (&Arc<Shelf>, &Catalog),
+    lost: &mut Vec<String>,
+) -> Result<(), Error> {
+    let directory = layout.images();
+    for name in layout::names(&directory)? {
+        let path = directory.join(&name);
+        if name.starts_with(layout::NEW) {
+            layout::remove_file(&path)?;
+            continue;
+        }
+        if name.starts_with(BAD) {
+            continue;
+        }
+        match image(config, layout, (shelf, catalog), &path) {
+            Ok(()) => {}
+            Err(reason) => {
+                lost.push(format!("image record {}: {reason}", path.display()));
+                let aside = directory.join(format!("{BAD}{name}-{}", nonce()));
+                fs::rename(&path, &aside).map_err(|e| Error::io("rename to", &aside, e))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One image into the catalog, or the reason why it cannot be used.
+fn image(
+    config: &Config,
+    layout: &Layout,
+    (shelf, catalog): (&Arc<Shelf>, &Catalog),
+    path: &Path,
+) -> Result<(), String> {
+    let record: ImageRecord = record::read("image", path).map_err(|e| e.to_string())?;
+    if path.file_name().and_then(|n| n.to_str()) != Some(record.id.hex()) {
+        return Err("it is of another image than its name says".into());
+    }
+    let file = layout.blob(&record.id);
+    let bytes = fs::read(&file).map_err(|e| format!("configuration {}: {e}", file.display()))?;
+    let mut hasher = record.id.hasher();
+    hasher.update(&bytes);
+    if hasher.finish() != record.id {
+        return Err(format!("configuration {} is damaged", file.display()));
+    }
+    let parsed = ImageConfig::parse(&bytes).map_err(|e| e.to_string())?;
+    let chains: Vec<Digest> = record.layers.iter().map(|layer| layer.chain.clone()).collect();
+    let hold = shelf.hold(&chains).ok_or("a layer of it is missing")?;
+    let documents = commit::content_bytes(layout, &record);
+    let image = commit::image(config, shelf, (&record, parsed), documents);
+    catalog.insert(image, record, hold);
+    Ok(())
+}
+
+/// Containers keep their layers by a link to the topmost one.
+fn pins(layout: &Layout, shelf: &Arc<Shelf>) -> Result<HashMap<String, Kept>, Error> {
+    let mut pins = HashMap::new();
+    for id in layout::names(&layout.containers())? {
+        let link = layout.containers().join(&id).join(crate::snapshot::PIN);
+        let top = fs::read_link(&link).ok();
+        let hex = top.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+        let hold = hex.and_then(|hex| shelf.chain_of(hex)).and_then(|top| shelf.hold_stack(&top));
+        pins.extend(hold.map(|hold| (id, hold.keep())));
+    }
+    Ok(pins)
+}
+
+/// Removes content that no image refers to.
+fn content(layout: &Layout, catalog: &Catalog) -> Result<(), Error> {
+    let snapshot = catalog.snapshot();
+    let wanted: HashSet<&Digest> =
+        snapshot.known().flat_map(|known| commit::content_of(&known.record)).collect();
+    let wanted: HashSet<&str> = wanted.into_iter().map(Digest::hex).collect();
+    for algorithm in ["sha256", "sha512"] {
+        let directory = layout.content(algorithm);
+        for name in layout::names(&directory)? {
+            if !wanted.contains(name.as_str()) {
+                layout::remove_file(&directory.join(name))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Keeps partial downloads young enough to be continued.
+fn partial(layout: &Layout) -> Result<(), Error> {
+    let directory = layout.ingest();
+    for name in layout::names(&directory)? {
+        let path = directory.join(&name);
+        let meta = fs::symlink_metadata(&path).map_err(|e| Error::io("stat", &path, e))?;
+        let age = meta.modified().ok().and_then(|t| SystemTime::now().duration_since(t).ok());
+        let young = age.is_none_or(|age| age <= PARTIAL_AGE_MAX);
+        if meta.is_file() && young && !name.starts_with(layout::NEW) {
+            continue;
+        }
+        layout::remove_tree(&path)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! The image service as its caller sees it, against real registries, lying registries and hostile
+//! archives. Everything runs in temporary directories and on loopback.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod build;
+mod import;
+mod node;
+mod pull;
+mod registry;
