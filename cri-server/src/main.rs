@@ -95,7 +95,12 @@ fn serve(config: config::Config) -> ExitCode {
 }
 
 fn client(command: cli::Command) -> ExitCode {
-    let done = runtime_threads().map(|threads| threads.block_on(cli::execute(command)));
+    let done = runtime_threads().map(|threads| {
+        let done = threads.block_on(cli::execute(command));
+        // A verb may end while a read of standard input is still waiting for a person.
+        threads.shutdown_background();
+        done
+    });
     match done {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
