@@ -74,6 +74,16 @@ pub fn say_failed(channel: BorrowedFd<'_>, error: &Error) {
     let _ = say(channel, &encode_failed(error), None);
 }
 
+/// Blocks until somebody wants to start this container.
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+    loop {
+        match rustix::net::accept_with(listener, rustix::net::SocketFlags::CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => return other.map_err(|e| Error::new("wait for start", e.to_string())),
+        }
+    }
+}
+
 /// Blocks until the parent says start. `Ok(false)` means that the parent is gone.
 pub(crate) fn wait_start(channel: BorrowedFd<'_>) -> Result<bool, Error> {
     let mut byte = [0u8; 1];

@@ -28,8 +28,28 @@ pub struct Creation<'a> {
     pub shm: Option<SharedMemory>,
     /// Init's end of the report channel.
     pub channel: BorrowedFd<'a>,
+    pub start: Start<'a>,
     /// Make init a sibling of the caller, child of the caller's parent.
     pub sibling: bool,
+    pub extras: Extras,
+}
+
+/// How a waiting init is told to go on.
+#[derive(Debug, Clone, Copy)]
+pub enum Start<'a> {
+    /// By the report channel, whose other end stays open.
+    Channel,
+    /// By whoever connects to this listening SEQPACKET socket first; that connection becomes the report channel.
+    Listener(BorrowedFd<'a>),
+}
+
+/// What only command line callers ask for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extras {
+    /// Descriptors 3 to 3 + n are for the program.
+    pub preserve_fds: u32,
+    /// Stay in the caller's session keyring.
+    pub keep_keyring: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -14,7 +14,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::error::{At, Error};
 use crate::mounts::move_onto;
-use crate::plan::{Node, NodeKind, Plan};
+use crate::plan::{Node, NodeKind, Plan, Process};
 use crate::root::Root;
 use crate::sys::process::{set_controlling_terminal, set_stdio};
 
@@ -101,9 +101,9 @@ fn link(root: &Root, path: &Path, target: &str) -> Result<(), Error> {
     }
 }
 
-/// Opens a terminal of the container's own devpts, makes it stdio, the controlling terminal and `/dev/console`;
+/// Opens a terminal of the container's own devpts, makes it stdio, the controlling terminal and, when asked, `/dev/console`;
 /// returns the master. Everything that was opened is checked to be what its name says.
-pub(crate) fn terminal(root: &Root, plan: &Plan) -> Result<OwnedFd, Error> {
+pub(crate) fn terminal(root: &Root, process: &Process, console: bool) -> Result<OwnedFd, Error> {
     const STAGE: &str = "open a terminal";
     let master = root
         .open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY)
@@ -113,13 +113,13 @@ pub(crate) fn terminal(root: &Root, plan: &Plan) -> Result<OwnedFd, Error> {
     let slave =
         ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
             .at(STAGE, "open the other end")?;
-    if let Some((rows, columns)) = plan.process.console_size {
+    if let Some((rows, columns)) = process.console_size {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&master, size).at(STAGE, "set its size")?;
     }
-    let uid = Uid::from_raw(plan.process.uid);
+    let uid = Uid::from_raw(process.uid);
     rustix::fs::fchown(&slave, Some(uid), None).at(STAGE, "give it to the user")?;
-    if plan.make_dev {
+    if console {
         let place = root.make_file(Path::new("/dev/console")).at(STAGE, "make /dev/console")?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC

@@ -3,15 +3,17 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::channel;
 use crate::create::Stdio;
 use crate::error::{At, Error};
 use crate::plan::Process;
 use crate::process::{self, Ending};
-use crate::sys::process::{CloneArgs, clone, close_all_except, new_session_keyring, set_stdio};
+use crate::root::Root;
+use crate::sys::process::{CloneArgs, clone, close_all_except, set_stdio};
+use crate::{channel, dev};
 
 /// A process to start in the container whose init is `init_pid`.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub struct Entry<'a> {
     pub seccomp: Option<&'a [u8]>,
     pub channel: BorrowedFd<'a>,
     pub sibling: bool,
+    /// Descriptors 3 to 3 + n are for the program.
+    pub preserve_fds: u32,
 }
 
 const STAGE: &str = "enter the container";
@@ -68,26 +72,35 @@ fn become_it(
     channel::say_init(e.channel)?;
     groups.enter_v1().at("join the cgroup", format!("write 0 to tasks of {}", e.cgroup))?;
     process::host_settings(e.process, e.channel)?;
-    new_session_keyring(c"_ses")
-        .or_else(|n| if n == rustix::io::Errno::NOSYS { Ok(()) } else { Err(n) })
-        .at(STAGE, "keyctl")?;
-    match e.stdio {
-        Stdio::Pipes(fds) => set_stdio(fds).at("set up stdio", "dup2")?,
-        Stdio::Terminal => {
-            return Err(Error::new(
-                STAGE,
-                "a terminal for an exec'd process is made by its caller",
-            ));
-        }
+    process::own_keyring()?;
+    if let Stdio::Pipes(fds) = e.stdio {
+        set_stdio(fds).at("set up stdio", "dup2")?;
     }
     // From here on the container can see this process: nothing of the host may be open but what is needed.
-    close_all_except(&[0, 1, 2, e.channel.as_raw_fd(), init.as_raw_fd()]);
+    let first = 3 + i32::try_from(e.preserve_fds).unwrap_or(0);
+    let keep: Vec<_> = (0..first).chain([e.channel.as_raw_fd()]).collect();
+    close_all_except(&[keep.as_slice(), &[init.as_raw_fd()]].concat());
     let namespaces = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::CONTROL_GROUP;
     move_into_thread_name_spaces(init, namespaces).at(STAGE, "join its namespaces")?;
-    close_all_except(&[0, 1, 2, e.channel.as_raw_fd()]);
-    process::become_it(e.process, &Ending { channel: e.channel, seccomp: e.seccomp, sealed: None })
+    close_all_except(&keep);
+    if matches!(e.stdio, Stdio::Terminal) {
+        let root = rustix::fs::open(
+            "/",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        let master = dev::terminal(&Root::new(root.at(STAGE, "open its root")?), e.process, false)?;
+        channel::say_ready(e.channel, Some(master.as_fd()))?;
+    }
+    let ending = Ending {
+        channel: e.channel,
+        seccomp: e.seccomp,
+        sealed: None,
+        preserve_fds: e.preserve_fds,
+    };
+    process::become_it(e.process, &ending)
 }

@@ -2,20 +2,20 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::create::{Creation, Program, Rootfs, Stdio};
+use crate::create::{Creation, Program, Rootfs, Start, Stdio};
 use crate::error::{At, Error};
 use crate::plan::{Namespace, Plan};
 use crate::process::{self, Ending};
 use crate::root::Root;
 use crate::sources::Sources;
-use crate::sys::process::{close_all_except, new_session_keyring, set_stdio, unshare};
+use crate::sys::process::{close_all_except, set_stdio, unshare};
 use crate::{channel, dev, mask, mounts};
 
 /// Runs in the new process; returns only when something failed or the parent is gone.
@@ -38,9 +38,9 @@ fn build_and_become(c: &Creation<'_>, sources: &Sources) -> Result<Infallible, E
     // All writes to /proc happen here, where it still is the host's: nothing of the container is mounted yet.
     process::host_settings(&plan.process, c.channel)?;
     sysctls(plan)?;
-    new_session_keyring(c"_ses")
-        .or_else(ignore_missing_keyrings)
-        .at("join a session keyring", "keyctl")?;
+    if !c.extras.keep_keyring {
+        process::own_keyring()?;
+    }
 
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .at("detach from the host's mounts", "make / a slave")?;
@@ -57,7 +57,7 @@ fn build_and_become(c: &Creation<'_>, sources: &Sources) -> Result<Infallible, E
             set_stdio(fds).at("set up stdio", "dup2")?;
             None
         }
-        Stdio::Terminal => Some(dev::terminal(&root, plan)?),
+        Stdio::Terminal => Some(dev::terminal(&root, &plan.process, plan.make_dev)?),
     };
     mask::hide(&root, plan)?;
     // The working directory may lie on a volume or in the image; it is made before the root turns read-only.
@@ -71,20 +71,38 @@ fn build_and_become(c: &Creation<'_>, sources: &Sources) -> Result<Infallible, E
     channel::say_ready(c.channel, terminal.as_ref().map(AsFd::as_fd))?;
     drop(terminal);
 
-    if !channel::wait_start(c.channel)? {
+    let accepted = match c.start {
+        Start::Channel => None,
+        Start::Listener(listener) => Some(channel::accept(listener)?),
+    };
+    let channel = accepted.as_ref().map_or(c.channel, AsFd::as_fd);
+    become_on_start(c, channel).inspect_err(|e| {
+        // The creation's channel may be closed by now; the one who started hears it by its own.
+        if accepted.is_some() {
+            channel::say_failed(channel, e);
+        }
+    })
+}
+
+fn become_on_start(c: &Creation<'_>, channel: BorrowedFd<'_>) -> Result<Infallible, Error> {
+    if !channel::wait_start(channel)? {
         return Err(Error::new("wait for start", "the parent is gone"));
     }
     let sealed = match c.program {
         Program::Sealed(fd) => Some(fd),
         Program::Args => None,
     };
-    let mut keep = vec![0, 1, 2, c.channel.as_raw_fd()];
+    let first = 3 + i32::try_from(c.extras.preserve_fds).unwrap_or(0);
+    let mut keep: Vec<_> = (0..first).chain([channel.as_raw_fd()]).collect();
     keep.extend(sealed.map(|f| f.as_raw_fd()));
     close_all_except(&keep);
-    process::become_it(
-        &plan.process,
-        &Ending { channel: c.channel, seccomp: c.seccomp.as_deref(), sealed },
-    )
+    let ending = Ending {
+        channel,
+        seccomp: c.seccomp.as_deref(),
+        sealed,
+        preserve_fds: c.extras.preserve_fds,
+    };
+    process::become_it(&c.plan.process, &ending)
 }
 
 /// First words: be in the group, be unreachable, say who we are.
@@ -131,11 +149,6 @@ fn sysctls(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// A kernel may be built without keyrings.
-fn ignore_missing_keyrings(e: rustix::io::Errno) -> Result<(), rustix::io::Errno> {
-    if e == rustix::io::Errno::NOSYS { Ok(()) } else { Err(e) }
-}
-
 /// Puts the root on its mount point, in this namespace only.
 fn attach_root(c: &Creation<'_>, sources: &Sources) -> Result<Root, Error> {
     const STAGE: &str = "mount the root file system";
@@ -153,7 +166,7 @@ fn attach_root(c: &Creation<'_>, sources: &Sources) -> Result<Root, Error> {
 }
 
 /// Non-root users must be able to reopen `/dev/stderr`, which is the pipe. Best effort: it may be a file of others.
-fn own_pipes(fds: &[std::os::fd::BorrowedFd<'_>; 3], uid: u32) {
+fn own_pipes(fds: &[BorrowedFd<'_>; 3], uid: u32) {
     for fd in fds {
         let fifo = rustix::fs::fstat(fd).is_ok_and(|s| {
             rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Fifo

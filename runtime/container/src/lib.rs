@@ -25,7 +25,9 @@ mod root;
 mod sources;
 
 pub use channel::{Report, TO_START};
-pub use create::{Creation, Layers, Program, Rootfs, SharedMemory, Stdio, Upper, create};
+pub use create::{
+    Creation, Extras, Layers, Program, Rootfs, SharedMemory, Start, Stdio, Upper, create,
+};
 pub use error::Error;
 pub use exec::{Entry, enter};
 pub use plan::{Facts, Plan, plan};

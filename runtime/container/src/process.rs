@@ -18,7 +18,9 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use crate::channel::say_clamped;
 use crate::error::{At, Error};
 use crate::plan::{self, Process};
-use crate::sys::process::{cloexec_all, execve, fexecve, load_seccomp, reset_signals};
+use crate::sys::process::{
+    cloexec_from, execve, fexecve, load_seccomp, new_session_keyring, reset_signals,
+};
 use crate::{capabilities, capabilities::Sets};
 
 /// What the last steps need besides the process.
@@ -28,6 +30,7 @@ pub(crate) struct Ending<'a> {
     pub(crate) seccomp: Option<&'a [u8]>,
     /// Run this open file instead of `args[0]`.
     pub(crate) sealed: Option<BorrowedFd<'a>>,
+    pub(crate) preserve_fds: u32,
 }
 
 /// Longest `/etc/passwd` that is searched for a home directory.
@@ -71,6 +74,14 @@ fn oom_score_adj(wanted: i32, channel: BorrowedFd<'_>) -> Result<(), Error> {
     }
 }
 
+/// A session keyring of the container's own, where the kernel has keyrings.
+pub(crate) fn own_keyring() -> Result<(), Error> {
+    match new_session_keyring(c"_ses") {
+        Ok(()) | Err(Errno::NOSYS) => Ok(()),
+        Err(e) => Err(e).at("join a session keyring", "keyctl"),
+    }
+}
+
 /// Becomes the program; returns only with the reason why not.
 pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Error> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(p.umask));
@@ -97,7 +108,7 @@ pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Err
         None => Some(find(&p.args[0], &env)?),
     };
     reset_signals();
-    cloexec_all();
+    cloexec_from(3 + end.preserve_fds);
     if let Some(filter) = end.seccomp.filter(|_| !early) {
         load_seccomp(filter).at("seccomp", "load the filter")?;
     }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use container::sys::process::close_all_except;
 use container::{
-    Creation, Entry, Error, Facts, Program, Rootfs, SharedMemory, Spec, Stdio, channel,
+    Creation, Entry, Error, Extras, Facts, Program, Rootfs, SharedMemory, Spec, Start, Stdio,
+    channel,
 };
 
 /// The longest `config.json` that is read: a specification with every list at its limits stays below.
@@ -81,7 +82,9 @@ fn try_create(job: Job<'_>) -> Result<(), Error> {
         seccomp,
         shm: job.shm,
         channel: job.channel,
+        start: Start::Channel,
         sibling: true,
+        extras: Extras::default(),
     };
     container::create(&creation).map(|_| ())
 }
@@ -128,6 +131,7 @@ fn try_enter(job: &ExecJob<'_>) -> Result<(), Error> {
         seccomp: seccomp.as_deref(),
         channel: job.channel,
         sibling: true,
+        preserve_fds: 0,
     };
     container::enter(&entry).map(|_| ())
 }

@@ -2,17 +2,17 @@
 
 use std::process::ExitCode;
 
-use crate::sys;
+use container::sys::signals;
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run() -> ExitCode {
     let _ = rustix::thread::set_name(c"pause");
     // Blocked signals are queued even for pid 1, where unhandled ones would be dropped.
-    sys::block_all_signals();
+    signals::block_all_signals();
     loop {
-        match sys::wait_signal(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT]) {
+        match signals::wait_signal(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT]) {
             libc::SIGTERM | libc::SIGINT => return ExitCode::SUCCESS,
-            _ => while sys::reap().is_some() {},
+            _ => while signals::reap().is_some() {},
         }
     }
 }

@@ -10,7 +10,7 @@ use rustix::net::{SocketFlags, accept_with};
 
 use crate::link::Caller;
 use crate::pod::Pod;
-use crate::sys;
+use container::sys::signals;
 
 /// A shim that was never given a pod ends itself: the daemon that started it has died or changed its mind.
 const IDLE: Duration = Duration::from_secs(60);
@@ -62,7 +62,7 @@ pub(crate) fn run(
     listener: OwnedFd,
     lock: OwnedFd,
 ) -> Result<(), String> {
-    let signals = sys::signal_fd(&[libc::SIGCHLD]).map_err(|e| format!("signalfd: {e}"))?;
+    let signals = signals::signal_fd(&[libc::SIGCHLD]).map_err(|e| format!("signalfd: {e}"))?;
     let mut pod = Pod::new(name).map_err(|e| format!("start: {e}"))?;
     pod.watch(listener.as_fd(), Token::Listener).map_err(|e| format!("watch: {e}"))?;
     pod.watch(signals.as_fd(), Token::Signals).map_err(|e| format!("watch: {e}"))?;

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use container::sys::process::{CloneArgs, clone, close_all_except, inherited, set_stdio};
+use container::sys::signals;
 use rustix::fs::{FlockOperation, flock};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
@@ -67,7 +68,7 @@ fn serve_pod(pod: &str) -> i32 {
 
 fn prepare() -> Result<(OwnedFd, OwnedFd, OwnedFd), String> {
     sys::frugal_heap();
-    sys::block_all_signals();
+    signals::block_all_signals();
     let _ = rustix::thread::set_name(c"lapstrake-shim");
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))

@@ -3,3 +3,4 @@
 
 pub mod mount;
 pub mod process;
+pub mod signals;

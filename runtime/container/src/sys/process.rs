@@ -96,11 +96,11 @@ pub fn close_all_except(keep: &[RawFd]) {
     }
 }
 
-/// Marks every descriptor from 3 on to be closed by exec.
-pub fn cloexec_all() {
+/// Marks every descriptor from `first` on to be closed by exec.
+pub fn cloexec_from(first: u32) {
     const CLOEXEC: libc::c_uint = 4;
     // SAFETY: only sets a flag on descriptors.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, CLOEXEC) };
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOEXEC) };
 }
 
 /// Puts the three descriptors at 0, 1 and 2.

@@ -6,7 +6,7 @@ use protocol::{Empty, Exit, Exited, Kind, News, Phase, Reply};
 
 use super::{Pod, now_ns};
 use crate::link::Caller;
-use crate::sys;
+use container::sys::signals;
 
 /// The exit is published at the latest this long after it, even when the log thread hangs in a frozen file system:
 /// twice the drain deadline of that thread.
@@ -29,7 +29,7 @@ impl Pod {
     /// Takes every ended child; those that are nobody's were orphans of the pod.
     pub(crate) fn reap(&mut self) {
         self.listen_first();
-        while let Some(ended) = sys::reap() {
+        while let Some(ended) = signals::reap() {
             if let Some(key) =
                 self.members.iter().find(|(_, m)| m.pid == ended.pid && !m.gone).map(|(k, _)| *k)
             {

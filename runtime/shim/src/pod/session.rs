@@ -15,7 +15,7 @@ use crate::exec::{Collector, DRAIN, SESSIONS_MAX, Session};
 use crate::link::Caller;
 use crate::serve::Token;
 use crate::start::note;
-use crate::sys::Ended;
+use container::sys::signals::Ended;
 
 /// Reads at the end of a session: what fits into a pipe, several times over.
 const LAST_READS: usize = 32;
