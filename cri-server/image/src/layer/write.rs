@@ -437,7 +437,8 @@ impl<'a> Writer<'a> {
     fn parent(&mut self, path: &[&[u8]]) -> Result<Rc<OwnedFd>, WriteError> {
         match self.cached(path) {
             Ok(directory) => Ok(directory),
-            Err(Errno::NOENT) => {
+            // Missing, or deleted by this layer: a whiteout is no directory.
+            Err(Errno::NOENT | Errno::NOTDIR) => {
                 let directory = Rc::new(self.make_parents(path)?);
                 self.remember(path.join(&b'/'), &directory);
                 Ok(directory)

@@ -4,7 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod build;
+mod disk;
+mod faults;
+mod faulty;
+mod hostile;
 mod import;
 mod node;
 mod pull;
 mod registry;
+mod tls;

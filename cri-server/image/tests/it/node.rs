@@ -86,12 +86,3 @@ fn walk(root: &Path, directory: &Path, found: &mut Vec<String>) {
         }
     }
 }
-
-/// What a test needs of the machine; absent, the test says so and fails where it must not be.
-pub(crate) fn present(what: &str, is: bool) -> bool {
-    if !is {
-        assert!(std::env::var_os("E2E_REQUIRE_ROOT").is_none(), "{what} is needed here");
-        eprintln!("SKIPPED: {what} is absent");
-    }
-    is
-}

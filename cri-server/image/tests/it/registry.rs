@@ -1,6 +1,7 @@
 //! Debian's `docker-registry` as a process of its own on a free port of loopback.
 
 use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -9,26 +10,32 @@ use super::build::{Blob, Image, OCI_MANIFEST, digest};
 pub(crate) struct Registry {
     process: Child,
     pub(crate) address: String,
-    _directory: tempfile::TempDir,
+    store: PathBuf,
+    _own: tempfile::TempDir,
+    _directory: Option<tempfile::TempDir>,
     client: reqwest::Client,
 }
 
 impl Registry {
     pub(crate) async fn start() -> Registry {
-        Registry::with("").await
+        let directory = tempfile::tempdir().unwrap();
+        let store = directory.path().join("data");
+        let mut registry = Registry::serving(&store, "").await;
+        registry._directory = Some(directory);
+        registry
     }
 
-    /// `extra`: more lines of its configuration.
-    pub(crate) async fn with(extra: &str) -> Registry {
+    /// Serves what another one stored; `extra`: more lines of its configuration, `http:` last.
+    pub(crate) async fn serving(store: &Path, extra: &str) -> Registry {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let directory = tempfile::tempdir().unwrap();
+        let own = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
-        let config = directory.path().join("config.yml");
-        let store = directory.path().display();
+        let config = own.path().join("config.yml");
         let text = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: \
-             {store}/data\nhttp:\n  addr: {address}\n{extra}"
+             {}\nhttp:\n  addr: {address}\n{extra}",
+            store.display()
         );
         std::fs::write(&config, text).unwrap();
         let process = Command::new("docker-registry")
@@ -45,7 +52,12 @@ impl Registry {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
-        Registry { process, address, _directory: directory, client }
+        Registry { process, address, store: store.to_owned(), _own: own, _directory: None, client }
+    }
+
+    /// Where its blobs are.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.store.clone()
     }
 
     /// `127.0.0.1:port/name`.

@@ -1,0 +1,103 @@
+//! A disk that fills up: a clear error, the space given back, and removal that needs none.
+
+use std::path::Path;
+
+use image::ErrorKind;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::build::{Image, Layer};
+use super::node::Node;
+use super::registry::Registry;
+
+/// Runs `test` with a tmpfs of `megabytes` at a directory that only its own threads see.
+fn on_small_disk<F: Future<Output = ()>>(
+    megabytes: u32,
+    test: impl FnOnce(std::path::PathBuf) -> F + Send + 'static,
+) {
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS).expect("root may have a mount namespace of its own");
+        let directory = tempfile::tempdir().unwrap();
+        let (none, slave) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+        mount(none, "/", none, slave, none).unwrap();
+        let options = format!("size={megabytes}m");
+        let disk = directory.path().join("disk");
+        std::fs::create_dir(&disk).unwrap();
+        mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test(disk.clone()));
+        drop(runtime);
+        nix::mount::umount2(&disk, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn big() -> Image {
+    let noise: Vec<u8> =
+        (0..12_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    Image::new(vec![Layer::new().file("big", 0o644, &noise).plain()])
+}
+
+fn free(disk: &Path) -> u64 {
+    let stat = rustix::fs::statvfs(disk).unwrap();
+    stat.f_bavail * stat.f_frsize
+}
+
+#[test]
+fn a_full_disk_is_named_and_the_space_comes_back() {
+    on_small_disk(8, |disk| async move {
+        let registry = Registry::start().await;
+        registry.push("app", "big", &big()).await;
+        registry
+            .push("app", "small", &Image::new(vec![Layer::new().file("x", 0o644, b"x").gzip()]))
+            .await;
+        let node = Node::with(|config| config.root = disk.join("root")).await;
+        let before = free(&disk);
+        let error = node.service.pull(&registry.name("app:big"), None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DiskFull, "{error}");
+        assert!(error.to_string().contains("disk is full"), "{error}");
+        let archive = big().docker_save(&["big"]);
+        let error = node.service.import(archive.as_slice(), None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DiskFull, "{error}");
+        node.assert_empty();
+        assert!(free(&disk) + 100_000 >= before);
+        // The service goes on, and what is there can be removed from a disk without a free block.
+        let name = registry.name("app:small");
+        node.service.pull(&name, None).await.unwrap();
+        let _ = std::fs::write(disk.join("filler"), vec![1; 9_000_000]);
+        assert_eq!(free(&disk), 0);
+        let error = node.service.pull(&registry.name("app:big"), None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DiskFull, "{error}");
+        node.service.remove(&name).await.unwrap();
+        std::fs::remove_file(disk.join("filler")).unwrap();
+        node.assert_empty();
+    });
+}
+
+#[test]
+fn what_is_counted_is_what_the_disk_holds() {
+    on_small_disk(64, |disk| async move {
+        let node = Node::with(|config| config.root = disk.join("root")).await;
+        let before = free(&disk);
+        let mut layer = Layer::new();
+        for n in 0..2000 {
+            layer = layer.file(&format!("d{}/f{n}", n % 50), 0o644, &vec![1; n * 3]);
+        }
+        let archive = Image::new(vec![layer.plain()]).docker_save(&["x"]);
+        node.service.import(archive.as_slice(), None).await.unwrap();
+        // The archive's spool goes in the background.
+        for _ in 0..100 {
+            if super::node::names(&node.root().join("content/ingest")).is_empty() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let held = before - free(&disk);
+        let counted = node.service.fs_info().used_bytes;
+        assert!(counted.abs_diff(held) < held / 20, "counted {counted}, the disk holds {held}");
+        assert_eq!(node.service.fs_info().inodes_used, 2000 + 50 + 1);
+    });
+}
