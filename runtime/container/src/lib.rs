@@ -10,9 +10,11 @@ pub mod channel;
 pub mod create;
 pub mod error;
 pub mod exec;
+pub mod identity;
 pub mod options;
 pub mod plan;
 pub mod spec;
+pub mod stamp;
 pub mod sys;
 
 mod dev;

@@ -94,10 +94,3 @@ impl Member {
         }
     }
 }
-
-/// Field 22 of `/proc/<pid>/stat`, which comes after a name that may contain anything.
-pub(crate) fn start_ticks(pid: i32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let after_name = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    after_name.split(' ').nth(19).and_then(|f| f.parse().ok()).unwrap_or(0)
-}

@@ -23,7 +23,6 @@ pub(crate) struct Node {
     pub(crate) hierarchies: Hierarchies,
     name: String,
     dir: tempfile::TempDir,
-    mounts: String,
 }
 
 #[derive(Debug)]
@@ -80,7 +79,6 @@ impl Node {
         let shims = Shims::open(&shim_binary(), ShimCgroup { parent }).expect("open the shim");
         let id = format!("{name}-pod");
         let hierarchies = Hierarchies::detect().expect("cgroups");
-        let mounts = host_mounts();
         let shim = shims.spawn(&id, &dir.path().join("pod")).await.expect("spawn");
         let group = format!("/lapstrake-test-{}/{name}/pod/{id}", std::process::id());
         let config = format!(
@@ -92,7 +90,7 @@ impl Node {
         let request = CreateSandbox { id, bundle: dir.path().join("pod"), shm_size: 1 << 20 };
         let netns = std::fs::File::open("/proc/self/ns/net").expect("netns");
         let sandbox = shim.create_sandbox(request, Some(netns.into())).await.expect("sandbox");
-        Some(Self { shims, shim, sandbox, hierarchies, name: name.to_owned(), dir, mounts })
+        Some(Self { shims, shim, sandbox, hierarchies, name: name.to_owned(), dir })
     }
 
     pub(crate) fn group(&self, short: &str) -> String {
@@ -176,9 +174,9 @@ impl Node {
     }
 
     pub(crate) async fn lose_connection(self) -> Disconnected {
-        let Self { shims, shim, sandbox, hierarchies, name, dir, mounts } = self;
+        let Self { shims, shim, sandbox, hierarchies, name, dir } = self;
         drop(shim);
-        Disconnected { shims, sandbox, hierarchies, name, dir, mounts }
+        Disconnected { shims, sandbox, hierarchies, name, dir }
     }
 
     /// Shuts the pod down and looks for what it left.
@@ -204,7 +202,8 @@ impl Node {
         ));
         let left = processes_in(self.dir.path());
         assert!(left.is_empty(), "processes left: {left:?}");
-        assert_eq!(host_mounts(), self.mounts, "mounts left in the host's namespace");
+        let left = mounts_of(self.dir.path());
+        assert!(left.is_empty(), "mounts left in the host's namespace: {left:?}");
     }
 }
 
@@ -215,18 +214,17 @@ pub(crate) struct Disconnected {
     hierarchies: Hierarchies,
     name: String,
     dir: tempfile::TempDir,
-    mounts: String,
 }
 
 impl Disconnected {
     pub(crate) async fn reconnect(self) -> Node {
-        let Self { shims, sandbox, hierarchies, name, dir, mounts } = self;
+        let Self { shims, sandbox, hierarchies, name, dir } = self;
         let id = format!("{name}-pod");
         let shim = shims
             .connect(&id, &dir.path().join("pod"), Duration::from_secs(5))
             .await
             .expect("connect");
-        Node { shims, shim, sandbox, hierarchies, name, dir, mounts }
+        Node { shims, shim, sandbox, hierarchies, name, dir }
     }
 }
 
@@ -322,8 +320,11 @@ pub(crate) fn is_alive(pid: i32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-fn host_mounts() -> String {
-    std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo")
+/// Others mount things meanwhile; what is ours names the test's directory.
+fn mounts_of(dir: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let needle = dir.to_string_lossy().into_owned();
+    text.lines().filter(|l| l.contains(&needle)).map(str::to_owned).collect()
 }
 
 fn groups_below(node: &Hierarchies, group: &str) -> BTreeSet<PathBuf> {

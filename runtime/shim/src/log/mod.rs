@@ -3,7 +3,6 @@
 mod file;
 mod lines;
 mod pump;
-mod stamp;
 
 pub(crate) use file::touch;
 pub(crate) use pump::{Outcome, Pump, Source, Stream};

@@ -12,7 +12,7 @@ use rustix::io::{Errno, read, write};
 
 use super::file::LogFile;
 use super::lines::{Head, Lines};
-use super::stamp;
+use container::stamp;
 
 /// How long output is awaited after the main process has ended: a child that keeps the pipe open must not delay
 /// the news of the exit.

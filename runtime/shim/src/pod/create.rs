@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use container::identity::start_ticks;
 use container::{Layers, Report, Rootfs, SharedMemory, Stdio, Upper, channel, sys::process::fork};
 use protocol::{CreateContainer, CreateSandbox, Created, Exit, Kind, Phase, Reply, Started};
 use rustix::io::Errno;
@@ -13,7 +14,7 @@ use super::{MEMBERS_MAX, Pod, now_ns};
 use crate::creator::{self, Job};
 use crate::link::Caller;
 use crate::log::{Source, Stream};
-use crate::member::{self, Member, start_ticks};
+use crate::member::{self, Member};
 use crate::serve::Token;
 use crate::start::note;
 
@@ -41,6 +42,14 @@ impl Pod {
         ask: &CreateSandbox,
         netns: Option<OwnedFd>,
     ) {
+        if self.is_stopping() {
+            return self.links.fail(
+                caller,
+                Kind::InvalidState,
+                "create the sandbox",
+                "this pod is being stopped",
+            );
+        }
         if self.sandbox.is_some() {
             return self.links.fail(
                 caller,
@@ -76,6 +85,9 @@ impl Pod {
         if !ask.handler.is_empty() {
             let why = format!("external runtime {} is not supported by this shim", ask.handler);
             return self.links.fail(caller, Kind::Unsupported, STAGE, why);
+        }
+        if self.is_stopping() {
+            return self.links.fail(caller, Kind::InvalidState, STAGE, "this pod is being stopped");
         }
         if self.key_of(&ask.id).is_some() {
             return self.links.fail(
@@ -216,6 +228,9 @@ impl Pod {
         let created = Created { pid: member.pid, start_ticks: member.start_ticks };
         if let Some(caller) = member.waiting.take() {
             self.links.answer(caller, Reply::Created(created));
+        }
+        if self.is_stopping() {
+            self.kill_member(key); // asked for while this one was being made
         }
     }
 

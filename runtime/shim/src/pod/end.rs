@@ -222,6 +222,10 @@ impl Pod {
         }
     }
 
+    pub(super) fn is_stopping(&self) -> bool {
+        self.ending.is_some() || !self.stoppers.is_empty()
+    }
+
     fn kill_all(&mut self) {
         // Containers first: pause dying takes a shared pid namespace with it, and exits should be their own.
         let sandbox = self.sandbox;

@@ -1,10 +1,10 @@
 //! Unix time to RFC 3339 with nanoseconds, in UTC, without a library.
 
 /// Length of `2026-11-22T01:48:50.123456789Z`.
-pub(crate) const LEN: usize = 30;
+pub const LEN: usize = 30;
 
 /// Formats seconds since 1970 and nanoseconds. Years 1970 to 9999.
-pub(crate) fn format(seconds: i64, nanos: u32) -> [u8; LEN] {
+pub fn format(seconds: i64, nanos: u32) -> [u8; LEN] {
     let (days, time) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let (year, month, day) = civil(days);
     let mut out = *b"0000-00-00T00:00:00.000000000Z";

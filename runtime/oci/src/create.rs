@@ -1,0 +1,272 @@
+//! `create`, `start` and `run`.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use cgroup::Hierarchies;
+use container::sys::process::{close_all_except, fork};
+use container::sys::signals;
+use container::{
+    Creation, Extras, Facts, Plan, Program, Report, Rootfs, Spec, Start, Stdio, channel, identity,
+};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+
+use crate::cli::{Cli, CreateArgs, RunArgs};
+use crate::error::Error;
+use crate::state::{self, Record, Status};
+use crate::{bundle, end, seccomp, terminal};
+
+pub(crate) fn create(cli: &Cli, args: &CreateArgs) -> Result<(), Error> {
+    let (_, master) = make(cli, args, Console::Socket)?;
+    drop(master);
+    Ok(())
+}
+
+pub(crate) fn start(cli: &Cli, id: &str) -> Result<(), Error> {
+    let record = state::load(cli, id)?;
+    let node = Hierarchies::detect()?;
+    match record.status(cli, &node) {
+        Status::Created => go(&state::dir(cli, id)?),
+        other => Err(Error::WrongState { verb: "start", id: id.to_owned(), status: other.word() }),
+    }
+}
+
+pub(crate) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
+    // Blocked before anything is forked: no signal and no end of a child is missed.
+    signals::block_all_signals();
+    let socket = args.detach || args.create.console_socket.is_some();
+    let (record, master) =
+        make(cli, &args.create, if socket { Console::Socket } else { Console::Here })?;
+    let dir = state::dir(cli, &record.id)?;
+    let started = go(&dir);
+    if args.detach && started.is_ok() {
+        return Ok(0);
+    }
+    let waited = started.and_then(|()| terminal::attend(record.pid, master));
+    if !args.keep {
+        end::remove(cli, &record)?;
+    }
+    waited
+}
+
+/// Where the terminal of a container goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Console {
+    /// To the socket named on the command line.
+    Socket,
+    /// To this process, which connects it with its own.
+    Here,
+}
+
+/// Makes everything up to the waiting init; on failure nothing is left.
+fn make(
+    cli: &Cli,
+    args: &CreateArgs,
+    console: Console,
+) -> Result<(Record, Option<OwnedFd>), Error> {
+    if args.no_pivot {
+        return Err(Error::Unsupported("--no-pivot: the root is always pivoted into"));
+    }
+    let (spec, bundle) = bundle::open(&args.bundle)?;
+    let rootfs = bundle::rootfs(&spec, &bundle)?;
+    let wants_terminal = spec.process.as_ref().is_some_and(|p| p.terminal);
+    if wants_terminal && console == Console::Socket && args.console_socket.is_none() {
+        return Err(Error::Usage("process.terminal is set, so --console-socket is needed".into()));
+    }
+    let dir = state::dir(cli, &args.id)?;
+    fs::create_dir_all(&cli.root).map_err(Error::file("make", &cli.root))?;
+    match fs::create_dir(&dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(Error::Exists { id: args.id.clone() });
+        }
+        other => other.map_err(Error::file("make", &dir))?,
+    }
+    let order = Order { args, spec: &spec, bundle: &bundle, rootfs, dir: &dir, console };
+    order.make().inspect_err(|_| {
+        let _ = fs::remove_dir_all(&dir); // what failed is the message; this is only tidiness
+    })
+}
+
+struct Order<'a> {
+    args: &'a CreateArgs,
+    spec: &'a Spec,
+    bundle: &'a Path,
+    rootfs: PathBuf,
+    dir: &'a Path,
+    console: Console,
+}
+
+impl Order<'_> {
+    fn make(&self) -> Result<(Record, Option<OwnedFd>), Error> {
+        let seccomp = seccomp::compile(self.spec, self.dir)?;
+        let facts = Facts {
+            id: self.args.id.clone(),
+            capabilities: container::own_capabilities(),
+            seccomp_compiled: seccomp.is_some(),
+        };
+        let plan = container::plan(self.spec, &facts)?;
+        let node = Hierarchies::detect()?;
+        let made = self.make_init(&plan, &node, seccomp.as_ref());
+        let (pid, master) = made.inspect_err(|_| end::clear_group(&node, &plan.cgroup))?;
+        let record = self.record(&plan, pid, seccomp.is_some());
+        let finished = record.save(self.dir).and_then(|()| self.hand_over(pid, master));
+        finished
+            .map(|master| (record, master))
+            .inspect_err(|_| end::clear_group(&node, &plan.cgroup))
+    }
+
+    /// Forks a creator, so that this process keeps its own namespaces, and listens until init waits.
+    fn make_init(
+        &self,
+        plan: &Plan,
+        node: &Hierarchies,
+        seccomp: Option<&(PathBuf, Vec<u8>)>,
+    ) -> Result<(i32, Option<OwnedFd>), Error> {
+        let listener = listen_at(self.dir)?;
+        let (ours, theirs) = channel_pair()?;
+        let stdio = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+        let creation = Creation {
+            id: &self.args.id,
+            bundle: self.bundle,
+            plan,
+            node,
+            rootfs: Rootfs::Directory(self.rootfs.clone()),
+            stdio: if plan.process.terminal { Stdio::Terminal } else { Stdio::Pipes(stdio) },
+            program: Program::Args,
+            netns: None,
+            seccomp: seccomp.map(|(_, program)| program.clone()),
+            shm: None,
+            channel: theirs.as_fd(),
+            start: Start::Listener(listener.as_fd()),
+            sibling: true,
+            extras: Extras {
+                preserve_fds: self.args.preserve_fds,
+                keep_keyring: self.args.no_new_keyring,
+            },
+        };
+        let keep = kept(self.args.preserve_fds, &[theirs.as_fd(), listener.as_fd()]);
+        fork(|| run_creator(&creation, &keep)).map_err(Error::system("fork"))?;
+        drop((theirs, listener));
+        listen_until_ready(ours.as_fd())
+    }
+
+    fn record(&self, plan: &Plan, pid: i32, seccomp: bool) -> Record {
+        Record {
+            oci_version: self.spec.version.clone(),
+            id: self.args.id.clone(),
+            pid,
+            start_ticks: identity::start_ticks(pid),
+            bundle: self.bundle.to_owned(),
+            rootfs: self.rootfs.clone(),
+            created: state::now(),
+            cgroup: plan.cgroup.clone(),
+            annotations: self.spec.annotations.clone().unwrap_or_default(),
+            seccomp: seccomp.then(|| self.dir.join("seccomp.bpf")),
+        }
+    }
+
+    /// The pid file and the terminal; the master stays here when this process attends to it.
+    fn hand_over(&self, pid: i32, master: Option<OwnedFd>) -> Result<Option<OwnedFd>, Error> {
+        if let Some(path) = &self.args.pid_file {
+            fs::write(path, pid.to_string()).map_err(Error::file("write", path))?;
+        }
+        match (&master, &self.args.console_socket) {
+            (Some(fd), Some(socket)) if self.console == Console::Socket => {
+                terminal::send(socket, fd.as_fd())?;
+                Ok(None)
+            }
+            _ => Ok(master),
+        }
+    }
+}
+
+fn run_creator(creation: &Creation<'_>, keep: &[i32]) -> i32 {
+    close_all_except(keep);
+    match container::create(creation) {
+        Ok(_) => 0,
+        Err(error) => {
+            channel::say_failed(creation.channel, &error);
+            1
+        }
+    }
+}
+
+/// The numbers of stdio, of what is preserved for the program, and of our own.
+pub(crate) fn kept(preserve: u32, ours: &[BorrowedFd<'_>]) -> Vec<i32> {
+    let first = 3 + i32::try_from(preserve).unwrap_or(0);
+    (0..first).chain(ours.iter().map(AsRawFd::as_raw_fd)).collect()
+}
+
+/// Our end and the new process' end of a report channel.
+pub(crate) fn channel_pair() -> Result<(OwnedFd, OwnedFd), Error> {
+    let pair = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    );
+    let (ours, theirs) = pair.map_err(Error::system("socketpair"))?;
+    channel::expect_credentials(ours.as_fd()).map_err(Error::system("SO_PASSCRED"))?;
+    Ok((ours, theirs))
+}
+
+fn listen_until_ready(ours: BorrowedFd<'_>) -> Result<(i32, Option<OwnedFd>), Error> {
+    let mut pid = 0;
+    loop {
+        match channel::listen(ours).map_err(Error::system("listen to init"))? {
+            Report::Init { pid: own } => pid = own,
+            Report::Ready { terminal } => return Ok((pid, terminal)),
+            Report::Failed(error) => return Err(error.into()),
+            Report::Closed => {
+                return Err(
+                    container::Error::new("create", "init was killed while it was set up").into()
+                );
+            }
+            Report::Planned { .. } | Report::Clamped(_) => {}
+        }
+    }
+}
+
+/// Where `start` will knock.
+fn listen_at(dir: &Path) -> Result<OwnedFd, Error> {
+    let socket = seqpacket()?;
+    let (address, _dir) = address(dir)?;
+    bind(&socket, &address).map_err(Error::system("bind start.sock"))?;
+    listen(&socket, 1).map_err(Error::system("listen on start.sock"))?;
+    Ok(socket)
+}
+
+/// Lets the waiting init go; returns when it has become the program, or with the reason why not.
+fn go(dir: &Path) -> Result<(), Error> {
+    let socket = seqpacket()?;
+    let (address, _dir) = address(dir)?;
+    connect(&socket, &address).map_err(Error::system("connect to the waiting init"))?;
+    channel::say_start(socket.as_fd()).map_err(Error::system("tell init to start"))?;
+    let path = dir.join("start.sock");
+    fs::remove_file(&path).map_err(Error::file("remove", &path))?;
+    loop {
+        match channel::listen(socket.as_fd()).map_err(Error::system("listen to init"))? {
+            Report::Closed => return Ok(()),
+            Report::Failed(error) => return Err(error.into()),
+            _ => {}
+        }
+    }
+}
+
+fn seqpacket() -> Result<OwnedFd, Error> {
+    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(Error::system("socket"))
+}
+
+/// Through the directory's descriptor: its path may be longer than a socket address.
+fn address(dir: &Path) -> Result<(SocketAddrUnix, OwnedFd), Error> {
+    let fd =
+        rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| Error::file("open", dir)(e.into()))?;
+    let path = format!("/proc/self/fd/{}/start.sock", fd.as_raw_fd());
+    Ok((SocketAddrUnix::new(path).map_err(Error::system("socket address"))?, fd))
+}

@@ -1,0 +1,97 @@
+//! `features`: what this runtime can do, so that engines need not guess.
+#![allow(clippy::print_stdout, reason = "the answer of a command line goes to standard output")]
+
+use cgroup::Driver;
+use serde_json::json;
+
+use crate::error::Error;
+
+/// The words that `container::options` reads; the test below holds the two together.
+const MOUNT_OPTIONS: &[&str] = &[
+    "async",
+    "atime",
+    "bind",
+    "defaults",
+    "dev",
+    "diratime",
+    "exec",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nosymfollow",
+    "private",
+    "ratime",
+    "rbind",
+    "rdev",
+    "rdiratime",
+    "relatime",
+    "rexec",
+    "rnoatime",
+    "rnodev",
+    "rnodiratime",
+    "rnoexec",
+    "rnorelatime",
+    "rnostrictatime",
+    "rnosuid",
+    "rnosymfollow",
+    "ro",
+    "rprivate",
+    "rrelatime",
+    "rro",
+    "rrw",
+    "rshared",
+    "rslave",
+    "rstrictatime",
+    "rsuid",
+    "rsymfollow",
+    "runbindable",
+    "rw",
+    "shared",
+    "slave",
+    "strictatime",
+    "suid",
+    "symfollow",
+    "tmpcopyup",
+    "unbindable",
+];
+
+pub(crate) fn print() -> Result<(), Error> {
+    let v2 = cgroup::driver()? == Driver::V2;
+    let features = json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.3.0",
+        "hooks": [],
+        "mountOptions": MOUNT_OPTIONS,
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "capabilities": container::capabilities::names(u64::MAX),
+            "cgroup": { "v1": !v2, "v2": v2, "systemd": false, "systemdUser": false, "rdma": true },
+            "seccomp": { "enabled": crate::sys::seccomp_library().is_ok() },
+            "apparmor": { "enabled": std::path::Path::new("/sys/kernel/security/apparmor").exists() },
+            "selinux": { "enabled": false },
+            "intelRdt": { "enabled": false },
+            "mountExtensions": { "idmap": { "enabled": false } },
+            "netDevices": { "enabled": false },
+        },
+    });
+    println!("{features:#}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_that_is_announced_is_understood() {
+        for word in MOUNT_OPTIONS {
+            let options = container::options::parse(&[(*word).to_owned()]).expect(word);
+            assert!(options.parameters.is_empty(), "{word} would be handed to the file system");
+        }
+    }
+}

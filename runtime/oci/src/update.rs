@@ -1,0 +1,53 @@
+//! `update`: new limits for a container that exists.
+
+use std::io::Read;
+
+use cgroup::resources::{BlockIo, Cpu, Memory, Pids};
+use cgroup::{Hierarchies, Resources};
+
+use crate::cli::{Cli, UpdateArgs};
+use crate::error::Error;
+use crate::state;
+
+pub(crate) fn update(cli: &Cli, args: &UpdateArgs) -> Result<(), Error> {
+    let record = state::load(cli, &args.id)?;
+    let node = Hierarchies::detect()?;
+    let settings = cgroup::limits::settings(&resources(args)?, &node)?;
+    Ok(node.apply(&record.cgroup, &settings)?)
+}
+
+fn resources(args: &UpdateArgs) -> Result<Resources, Error> {
+    let Some(path) = &args.resources else { return Ok(from_flags(args)) };
+    let mut text = Vec::new();
+    if path.as_os_str() == "-" {
+        std::io::stdin().read_to_end(&mut text).map_err(Error::file("read", path))?;
+    } else {
+        text = std::fs::read(path).map_err(Error::file("read", path))?;
+    }
+    serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.clone(), source })
+}
+
+fn from_flags(a: &UpdateArgs) -> Resources {
+    Resources {
+        cpu: Some(Cpu {
+            shares: a.cpu_share,
+            quota: a.cpu_quota,
+            burst: a.cpu_burst,
+            period: a.cpu_period,
+            realtime_runtime: a.cpu_rt_runtime,
+            realtime_period: a.cpu_rt_period,
+            cpus: a.cpuset_cpus.clone(),
+            mems: a.cpuset_mems.clone(),
+            idle: a.cpu_idle,
+        }),
+        memory: Some(Memory {
+            limit: a.memory,
+            reservation: a.memory_reservation,
+            swap: a.memory_swap,
+            ..Default::default()
+        }),
+        pids: Some(Pids { limit: a.pids_limit }),
+        block_io: Some(BlockIo { weight: a.blkio_weight, ..Default::default() }),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,132 @@
+//! `state`, `list`, `ps`, `events`: what is there, in words and in JSON.
+#![allow(clippy::print_stdout, reason = "the answer of a command line goes to standard output")]
+
+use std::io::Write;
+use std::process::Command;
+use std::time::Duration;
+
+use cgroup::{Hierarchies, Stats};
+use serde_json::{Value, json};
+
+use crate::cli::{Cli, EventsArgs, Format, ListArgs, PsArgs};
+use crate::error::Error;
+use crate::state::{self, Record};
+
+pub(crate) fn state(cli: &Cli, id: &str) -> Result<(), Error> {
+    let record = state::load(cli, id)?;
+    let status = record.status(cli, &Hierarchies::detect()?);
+    println!("{:#}", record.json(status));
+    Ok(())
+}
+
+pub(crate) fn list(cli: &Cli, args: &ListArgs) -> Result<(), Error> {
+    let node = Hierarchies::detect()?;
+    let mut records = Vec::new();
+    let entries = match std::fs::read_dir(&cli.root) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        other => Some(other.map_err(Error::file("list", &cli.root))?),
+    };
+    for entry in entries.into_iter().flatten().flatten() {
+        // One that is being made or deleted just now has no record: it is no container yet or any more.
+        if let Ok(record) = state::load(cli, &entry.file_name().to_string_lossy()) {
+            records.push(record);
+        }
+    }
+    records.sort_by(|a, b| a.id.cmp(&b.id));
+    if args.quiet {
+        records.iter().for_each(|r| println!("{}", r.id));
+        return Ok(());
+    }
+    let rows: Vec<(Record, &str)> = records
+        .into_iter()
+        .map(|r| (r.status(cli, &node), r))
+        .map(|(s, r)| (r, s.word()))
+        .collect();
+    match args.format {
+        Format::Json => {
+            let all: Vec<Value> = rows.iter().map(|(r, _)| r.json(r.status(cli, &node))).collect();
+            println!("{}", Value::from(all));
+        }
+        Format::Table => {
+            println!("{:<24} {:<8} {:<8} {:<32} BUNDLE", "ID", "PID", "STATUS", "CREATED");
+            for (r, status) in rows {
+                println!(
+                    "{:<24} {:<8} {:<8} {:<32} {}",
+                    r.id,
+                    r.pid,
+                    status,
+                    r.created,
+                    r.bundle.display()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn ps(cli: &Cli, args: &PsArgs) -> Result<(), Error> {
+    let record = state::load(cli, &args.id)?;
+    let pids = Hierarchies::detect()?.pids(&record.cgroup)?;
+    if args.format == Format::Json {
+        println!("{}", json!(pids));
+        return Ok(());
+    }
+    let options =
+        if args.options.is_empty() { vec!["-ef".to_owned()] } else { args.options.clone() };
+    let output = Command::new("ps").args(&options).output().map_err(Error::system("run ps"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut lines = text.lines();
+    let title = lines.next().unwrap_or("");
+    let column = title.split_whitespace().position(|c| c == "PID");
+    let column = column.ok_or_else(|| Error::Usage("the output of ps has no PID column".into()))?;
+    println!("{title}");
+    for line in lines {
+        let pid = line.split_whitespace().nth(column).and_then(|p| p.parse::<i32>().ok());
+        if pid.is_some_and(|p| pids.contains(&p)) {
+            println!("{line}");
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn events(cli: &Cli, args: &EventsArgs) -> Result<(), Error> {
+    let record = state::load(cli, &args.id)?;
+    let node = Hierarchies::detect()?;
+    let seconds = args.interval.trim_end_matches('s').parse::<u64>().ok().filter(|s| *s > 0);
+    let seconds = seconds.ok_or_else(|| {
+        Error::Usage(format!("--interval {:?} is no number of seconds", args.interval))
+    })?;
+    let mut ooms = node.oom_kills(&record.cgroup);
+    loop {
+        let mut line =
+            json!({ "type": "stats", "id": record.id, "data": data(&node.stats(&record.cgroup)) })
+                .to_string();
+        let now = node.oom_kills(&record.cgroup);
+        if now > ooms {
+            line += &format!("\n{}", json!({ "type": "oom", "id": record.id }));
+            ooms = now;
+        }
+        let mut out = std::io::stdout();
+        writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::system("write"))?;
+        if args.stats || !record.is_alive() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_secs(seconds));
+    }
+}
+
+fn data(s: &Stats) -> Value {
+    json!({
+        "cpu": {
+            "usage": { "total": s.cpu_total_ns, "user": s.cpu_user_ns, "kernel": s.cpu_system_ns },
+            "throttling": { "throttledPeriods": s.cpu_throttled_periods },
+        },
+        "memory": {
+            "usage": { "usage": s.memory_usage, "limit": s.memory_limit },
+            "swap": { "usage": s.swap_usage },
+            "workingSet": s.memory_working_set,
+            "rss": s.memory_rss,
+        },
+        "pids": { "current": s.pids, "limit": s.pids_limit },
+    })
+}

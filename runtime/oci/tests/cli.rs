@@ -1,0 +1,250 @@
+//! The command line as an engine uses it: real bundles of busybox, as root.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const BUSYBOX: &str = "/bin/busybox";
+
+struct Bundle {
+    dir: tempfile::TempDir,
+    id: String,
+}
+
+impl Bundle {
+    /// `None`, said loudly, when this machine cannot run the test and is not required to.
+    fn new(name: &str, script: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() || !Path::new(BUSYBOX).exists() {
+            let why = format!("SKIPPED {name}: needs root and {BUSYBOX} (package busybox-static)");
+            assert!(std::env::var_os("E2E_REQUIRE_ROOT").is_none(), "{why}");
+            eprintln!("{why}");
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("tempdir");
+        let bin = dir.path().join("rootfs/bin");
+        fs::create_dir_all(&bin).expect("mkdir");
+        fs::copy(BUSYBOX, bin.join("busybox")).expect("busybox");
+        for applet in
+            ["sh", "sleep", "echo", "cat", "id", "tty", "hostname", "kill", "mkdir", "grep", "env"]
+        {
+            std::os::unix::fs::symlink("busybox", bin.join(applet)).expect("link");
+        }
+        let bundle = Self { dir, id: format!("oci-test-{name}-{}", std::process::id()) };
+        assert!(bundle.oci(&["spec"]).status.success());
+        bundle.change(|c| {
+            c["process"]["args"] = serde_json::json!(["/bin/sh", "-c", script]);
+            c["process"]["terminal"] = false.into();
+        });
+        Some(bundle)
+    }
+
+    fn change(&self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let path = self.dir.path().join("config.json");
+        let mut config = serde_json::from_slice(&fs::read(&path).expect("read")).expect("json");
+        edit(&mut config);
+        fs::write(path, config.to_string()).expect("write");
+    }
+
+    fn oci(&self, args: &[&str]) -> Output {
+        let root = self.dir.path().join("root");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"));
+        command.arg("--root").arg(root).args(args).current_dir(self.dir.path());
+        command.output().expect("run lapstrake-oci")
+    }
+
+    /// As `oci`, for verbs after which a container holds our pipes open: output goes to a file.
+    fn oci_to_file(&self, args: &[&str]) -> (bool, PathBuf) {
+        let out = self.dir.path().join("out");
+        let file = fs::File::options().append(true).create(true).open(&out).expect("open");
+        let root = self.dir.path().join("root");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"));
+        command.arg("--root").arg(root).args(args).current_dir(self.dir.path());
+        command
+            .stdin(std::process::Stdio::null())
+            .stdout(file.try_clone().expect("dup"))
+            .stderr(file);
+        (command.status().expect("run lapstrake-oci").success(), out)
+    }
+
+    fn status(&self) -> String {
+        let out = self.oci(&["state", &self.id]);
+        let state: serde_json::Value = serde_json::from_slice(&out.stdout).expect("state is JSON");
+        state["status"].as_str().expect("status").to_owned()
+    }
+
+    fn ends(&self) {
+        for _ in 0..500 {
+            if self.status() == "stopped" {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("still {}", self.status());
+    }
+
+    fn groups(&self) -> Vec<PathBuf> {
+        let node = cgroup::Hierarchies::detect().expect("cgroups");
+        node.dirs(&format!("/{}", self.id)).into_iter().filter(|d| d.exists()).collect()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn run_passes_output_and_exit_code_on_and_leaves_nothing() {
+    let Some(b) = Bundle::new("run", "echo hello; hostname; exit 3") else { return };
+    let out = b.oci(&["run", &b.id]);
+    assert_eq!(
+        (out.status.code(), text(&out.stdout)),
+        (Some(3), "hello\nlapstrake\n".to_owned()),
+        "{}",
+        text(&out.stderr)
+    );
+    assert!(!b.oci(&["state", &b.id]).status.success(), "no record is left");
+    assert_eq!(b.groups(), Vec::<PathBuf>::new());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    assert!(!mounts.contains(b.dir.path().to_str().expect("utf8")), "{mounts}");
+}
+
+#[test]
+fn create_waits_and_start_lets_go() {
+    let Some(b) = Bundle::new("create", "echo started; sleep 1000") else { return };
+    let pid_file = b.dir.path().join("pid");
+    let (ok, out) =
+        b.oci_to_file(&["create", "--pid-file", pid_file.to_str().expect("utf8"), &b.id]);
+    assert!(ok, "{}", fs::read_to_string(&out).expect("out"));
+    assert_eq!(b.status(), "created");
+    assert_eq!(fs::read_to_string(&out).expect("out"), "");
+    let pid: i32 = fs::read_to_string(&pid_file).expect("pid file").parse().expect("pid");
+    assert!(b.oci_to_file(&["start", &b.id]).0);
+    assert_eq!(b.status(), "running");
+    assert!(!b.oci(&["start", &b.id]).status.success(), "a second start is refused");
+    assert!(!b.oci(&["delete", &b.id]).status.success(), "a running container is not deleted");
+    assert_eq!(text(&b.oci(&["list", "-q"]).stdout), format!("{}\n", b.id));
+    assert_eq!(
+        text(&b.oci(&["ps", "-f", "json", &b.id]).stdout).matches(&pid.to_string()).count(),
+        1
+    );
+    assert!(b.oci(&["pause", &b.id]).status.success());
+    assert_eq!(b.status(), "paused");
+    assert!(b.oci(&["resume", &b.id]).status.success());
+    assert!(b.oci(&["kill", &b.id, "KILL"]).status.success());
+    b.ends();
+    assert!(b.oci(&["delete", &b.id]).status.success());
+    assert_eq!(b.groups(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn exec_runs_under_the_containers_confinement() {
+    let Some(b) = Bundle::new("exec", "exec sleep 1000") else { return };
+    // mkdir is answered with errno 99 by the profile of the container; an exec'd process must feel it too.
+    b.change(|c| {
+        c["linux"]["seccomp"] = serde_json::json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{ "names": ["mkdir", "mkdirat", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 99 }]
+        });
+        c["root"]["readonly"] = false.into();
+    });
+    let (ok, out) = b.oci_to_file(&["run", "-d", &b.id]);
+    assert!(ok, "{}", fs::read_to_string(out).expect("out"));
+    let out = b.oci(&[
+        "exec",
+        "-e",
+        "A=b",
+        &b.id,
+        "sh",
+        "-c",
+        "cat /proc/1/cmdline; echo $A; grep Seccomp: /proc/self/status",
+    ]);
+    assert!(text(&out.stdout).starts_with("sleep\u{0}1000\u{0}b\nSeccomp:\t2"), "{out:?}");
+    let out = b.oci(&["exec", &b.id, "mkdir", "/x"]);
+    assert!(text(&out.stderr).contains("Cannot assign requested address"), "{out:?}");
+    assert_eq!(
+        b.oci(&["exec", "-u", "5:6", &b.id, "sh", "-c", "id -u; exit 4"]).status.code(),
+        Some(4)
+    );
+    let missing = b.oci(&["exec", &b.id, "nope"]);
+    assert!(text(&missing.stderr).contains("executable file not found in $PATH"), "{missing:?}");
+    assert!(b.oci(&["delete", "-f", &b.id]).status.success());
+}
+
+#[test]
+fn limits_are_updated_and_told() {
+    let Some(b) = Bundle::new("update", "sleep 1000") else { return };
+    assert!(b.oci_to_file(&["run", "-d", &b.id]).0);
+    assert!(
+        b.oci(&["update", "--pids-limit", "33", "--memory", "67108864", &b.id]).status.success()
+    );
+    let out = b.oci(&["events", "--stats", &b.id]);
+    let stats: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(stats["data"]["pids"]["limit"], 33);
+    assert_eq!(stats["data"]["memory"]["usage"]["limit"], 67_108_864);
+    assert!(b.oci(&["delete", "--force", &b.id]).status.success());
+    assert!(
+        b.oci(&["delete", "--force", &b.id]).status.success(),
+        "force does not mind a missing container"
+    );
+}
+
+#[test]
+fn a_failed_creation_says_why_and_leaves_nothing() {
+    let Some(b) = Bundle::new("fails", "true") else { return };
+    b.change(|c| {
+        let mounts = c["mounts"].as_array_mut().expect("mounts");
+        mounts.push(
+            serde_json::json!({ "destination": "/d", "source": "/no/such", "options": ["bind"] }),
+        );
+    });
+    let log = b.dir.path().join("log.json");
+    let out = b.oci(&["--log", log.to_str().expect("utf8"), "--log-format", "json", "run", &b.id]);
+    assert_eq!(out.status.code(), Some(1));
+    let want = "mount /d: open /no/such: No such file or directory";
+    assert!(text(&out.stderr).contains(want), "{out:?}");
+    let line: serde_json::Value =
+        serde_json::from_slice(&fs::read(log).expect("log")).expect("JSON");
+    assert_eq!((line["level"].as_str(), line["msg"].as_str()), (Some("error"), Some(want)));
+    assert!(!b.dir.path().join("root").join(&b.id).exists());
+    assert_eq!(b.groups(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_terminal_goes_through_the_console_socket() {
+    let Some(b) = Bundle::new("console", "tty; exit 0") else { return };
+    b.change(|c| c["process"]["terminal"] = true.into());
+    let path = b.dir.path().join("console.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    let (ok, out) =
+        b.oci_to_file(&["create", "--console-socket", path.to_str().expect("utf8"), &b.id]);
+    assert!(ok, "{}", fs::read_to_string(out).expect("out"));
+    let (stream, _) = listener.accept().expect("accept");
+    let master = receive_fd(&stream);
+    assert!(b.oci(&["start", &b.id]).status.success());
+    let mut got = Vec::new();
+    let mut buffer = [0u8; 256];
+    while let Ok(n) = rustix::io::read(&master, &mut buffer) {
+        if n == 0 {
+            break;
+        }
+        got.extend_from_slice(&buffer[..n]);
+    }
+    assert_eq!(text(&got), "/dev/pts/0\r\n");
+    b.ends();
+    assert!(b.oci(&["delete", &b.id]).status.success());
+}
+
+fn receive_fd(stream: &std::os::unix::net::UnixStream) -> std::os::fd::OwnedFd {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0u8; 64];
+    let mut iov = [std::io::IoSliceMut::new(&mut bytes)];
+    recvmsg(stream, &mut iov, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("recvmsg");
+    let fd = ancillary.drain().find_map(|m| match m {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    fd.expect("a descriptor")
+}
