@@ -5,7 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
-BIN := target/release
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BIN := $(TARGET)/release
 
 # Debian packages, by what needs them.
 FOR_BUILD := gcc libc6-dev libseccomp-dev
@@ -31,7 +32,7 @@ build: need-build ## all binaries, into target/release
 shim:
 	RUSTFLAGS="-C target-feature=+crt-static" \
 		cargo build --profile shim --locked -p lapstrake-shim --target $(HOST)
-	install -m 755 target/$(HOST)/shim/lapstrake-shim $(BIN)/lapstrake-shim
+	install -m 755 $(TARGET)/$(HOST)/shim/lapstrake-shim $(BIN)/lapstrake-shim
 
 run: need-run build ## a real pod on this machine, from image to clean-up
 	deploy/examples/run.sh $(BIN)

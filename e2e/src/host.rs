@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::slot::Slot;
 
 /// The kernel takes namespaces and their links apart in the background.
-const SETTLE_LIMIT: Duration = Duration::from_secs(10);
+pub const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// By what the things of one node are known.
 #[derive(Debug, Clone)]

@@ -47,8 +47,9 @@ impl Layer {
         self.entry(path, EntryType::Symlink, 0o777, Body::Target(target))
     }
 
-    pub fn hard_link(self, path: &str, target: &str) -> Self {
-        self.entry(path, EntryType::Link, 0o644, Body::Target(target))
+    /// `mode` is that of the target: both are one file.
+    pub fn hard_link(self, path: &str, target: &str, mode: u32) -> Self {
+        self.entry(path, EntryType::Link, mode, Body::Target(target))
     }
 
     /// Removes `path` of the layers below.

@@ -11,7 +11,7 @@ use k8s_cri::v1 as cri;
 use tonic::Status;
 
 use crate::client::Cri;
-use crate::host::{Scope, Snapshot};
+use crate::host::{SETTLE_LIMIT, Scope, Snapshot};
 use crate::image::{self, Image};
 use crate::pod::{Container, Pod};
 use crate::slot::Slot;
@@ -23,6 +23,9 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// SIGTERM must not wait for containers.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// What `timeout` grants a verb of the command line.
+const VERB_SECONDS_MAX: &str = "60";
 
 /// How much of the daemon's log a failing test prints.
 const LOG_TAIL_BYTES: usize = 30_000;
@@ -49,6 +52,8 @@ pub struct Node {
     options: Options,
     slot: Slot,
     daemon: Option<Child>,
+    /// The daemon is not the one the baseline was taken of.
+    restarted: bool,
     before: Snapshot,
 }
 
@@ -61,10 +66,17 @@ impl Node {
 
     pub async fn start_with(options: Options) -> Self {
         let mut node = Self::cold(options).await;
-        let first = node.run_pod(pod("first")).await;
-        first.remove().await;
+        node.warm_up().await;
         node.before = node.scope.snapshot(node.pid());
         node
+    }
+
+    /// Runs a first pod, so that what is made at first use is there.
+    async fn warm_up(&self) {
+        self.run_pod(pod("first")).await.remove().await;
+        wait::until("the first pod's processes are gone", SETTLE_LIMIT, || {
+            self.scope.pids(self.pid()).is_empty().then_some(())
+        });
     }
 
     /// A node that has done nothing yet.
@@ -78,6 +90,7 @@ impl Node {
             options,
             slot,
             daemon: None,
+            restarted: false,
             before: Snapshot::default(),
         };
         node.lay_out();
@@ -97,6 +110,9 @@ impl Node {
     /// its processes, mounts and descriptors with it.
     pub async fn finish(mut self) {
         self.remove_pods().await;
+        if self.restarted {
+            self.warm_up().await;
+        }
         self.assert_clean();
         let status = self.stop();
         assert!(status.success(), "SIGTERM ends the daemon: {status}");
@@ -172,6 +188,7 @@ impl Node {
     /// Starts a daemon on what the last one left; returns when it answers.
     pub async fn spawn(&mut self) {
         assert!(self.daemon.is_none());
+        self.restarted = self.before != Snapshot::default();
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
         let mut daemon =
             self.command().stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
@@ -211,7 +228,8 @@ impl Node {
 
     /// Runs a verb of the `lapstrake` command against this node.
     pub fn verb(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(binary("lapstrake"));
+        let mut command = Command::new("timeout");
+        command.arg(VERB_SECONDS_MAX).arg(binary("lapstrake"));
         command.args(arguments).args(["--endpoint", &self.endpoint()]);
         command.output().unwrap()
     }

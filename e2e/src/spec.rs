@@ -95,9 +95,10 @@ impl PodSpec {
         self
     }
 
+    /// The host's network, and with it the host's name, as the kubelet asks for it.
     pub fn host_network(mut self) -> Self {
         self.namespaces().network = NamespaceMode::Node as i32;
-        self
+        self.hostname("")
     }
 
     /// One pid namespace for the whole pod.

@@ -195,6 +195,7 @@ async fn a_name_that_is_not_utf_8() {
     let error = client.unary(tonic::Request::new(request), path, codec).await.unwrap_err();
     assert!(matches!(error.code(), Code::InvalidArgument | Code::Internal), "{error}");
     assert!(error.message().contains("UTF-8"), "{error}");
+    drop(client); // a connection is a descriptor of the daemon
     node.finish().await;
 }
 

@@ -69,8 +69,11 @@ async fn status_repeats_what_was_asked_and_says_what_was_made_of_it() {
 
 #[tokio::test]
 async fn death_by_a_signal_is_128_and_its_number() {
-    let (node, pod) = busybox_pod().await;
-    let container = pod.start(&container("main", image::BUSYBOX).command(&["sleep", "1000"])).await;
+    // In a namespace of its own it would be process 1, which no signal but SIGKILL ends.
+    let node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("pod").shared_pids()).await;
+    let spec = container("main", image::BUSYBOX).shared_pids().command(&["sleep", "1000"]);
+    let container = pod.start(&spec).await;
     let pid = rustix::process::Pid::from_raw(node.pid_of(&container).await).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
     let status = container.exited().await;

@@ -38,10 +38,11 @@ async fn an_exec_runs_as_the_container_does() {
         container.shell("grep -E 'Cap|Seccomp:' /proc/self/status").await,
         container.shell("grep -E 'Cap|Seccomp:' /proc/1/status").await
     );
-    assert_eq!(
-        container.shell("cat /proc/self/cgroup").await,
-        container.shell("cat /proc/1/cgroup").await
-    );
+    let own = container.shell("cat /proc/self/cgroup").await;
+    let first = container.shell("cat /proc/1/cgroup").await;
+    for (own, first) in own.lines().zip(first.lines()) {
+        assert!(own.starts_with(first), "{own} is not below {first}");
+    }
     node.finish().await;
 }
 
@@ -63,7 +64,9 @@ async fn a_timeout_kills_the_command_and_all_it_started() {
 async fn output_is_capped_without_an_error() {
     let (node, container) = sleeping().await;
     let done = container.try_exec(&["head", "-c", "20000000", "/dev/zero"], 50).await.unwrap();
-    assert_eq!((done.stdout.len(), done.exit_code), (16 << 20, 0));
+    // The kubelet reads messages up to 16 MiB, so all of it must fit in one.
+    assert!((15 << 20..=16 << 20).contains(&done.stdout.len()), "{} bytes", done.stdout.len());
+    assert_eq!(done.exit_code, 0);
     node.finish().await;
 }
 

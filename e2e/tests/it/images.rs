@@ -118,7 +118,7 @@ async fn layers_lie_on_each_other_as_their_whiteouts_say() {
         .dir("hidden", 0o755)
         .file("hidden/old", 0o644, "lower")
         .file("tool", 0o4755, "x")
-        .hard_link("tool-link", "tool")
+        .hard_link("tool-link", "tool", 0o4755)
         .file("file-then-dir", 0o644, "lower");
     let upper = Layer::default()
         .whiteout("data/gone")

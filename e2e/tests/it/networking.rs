@@ -68,7 +68,7 @@ async fn the_world_outside_sees_the_hosts_address() {
     let outside = Outside::new(&node);
     let pod = node.run_pod(pod("pod")).await;
     let main = pod.start(&container("main", image::BUSYBOX).shell("sleep 1000")).await;
-    let fetch = format!("wget -T 5 -qO- http://{}:8080/cgi-bin/who", outside.address);
+    let fetch = format!("timeout 5 wget -qO- http://{}:8080/cgi-bin/who", outside.address);
     wait::until("the server outside answers", e2e::pod::SOON, || {
         std::net::TcpStream::connect(format!("{}:8080", outside.address)).ok()
     });
@@ -86,14 +86,20 @@ async fn a_host_port_leads_from_outside_to_the_pod() {
     let _nginx = web.start(&container("nginx", image::NGINX)).await;
     let host = outside.host_address.clone();
     let page = wait::until("the port answers", e2e::pod::SOON, || {
-        let page =
-            outside.run(&["busybox", "wget", "-T", "5", "-qO-", &format!("http://{host}:18080/")]);
+        let page = outside.run(&[
+            "timeout",
+            "5",
+            "busybox",
+            "wget",
+            "-qO-",
+            &format!("http://{host}:18080/"),
+        ]);
         (!page.is_empty()).then_some(page)
     });
     assert_eq!(page, "served by nginx\n");
     web.remove().await;
     let page =
-        outside.run(&["busybox", "wget", "-T", "2", "-qO-", &format!("http://{host}:18080/")]);
+        outside.run(&["timeout", "5", "busybox", "wget", "-qO-", &format!("http://{host}:18080/")]);
     assert_eq!(page, "", "the port is closed again");
     drop(outside);
     node.finish().await;
@@ -158,7 +164,7 @@ impl Outside {
             assert!(status.success(), "{line}");
         }
         let server = Command::new("ip")
-            .args(["netns", "exec", &name, "busybox", "httpd", "-f", "-p", "8080", "-h"])
+            .args(["netns", "exec", &name, "busybox", "httpd", "-f", "-p", "0.0.0.0:8080", "-h"])
             .arg(&dir)
             .spawn()
             .unwrap();

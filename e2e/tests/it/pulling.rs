@@ -92,10 +92,7 @@ async fn credentials_open_the_registry_and_never_show() {
     let denied = |answer: Result<String, Status>| {
         let error = answer.unwrap_err();
         let text = error.message().to_lowercase();
-        assert!(
-            text.contains("401") || text.contains("unauthori") || text.contains("denied"),
-            "{error}"
-        );
+        assert!(text.contains("authori"), "{error}");
         assert!(!text.contains("wrong-password"), "{error}");
     };
     denied(pull(&node, "busybox:1", None).await);

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::process::Stdio;
 
-use e2e::{Node, Options, container, host, http, image, pod};
+use e2e::{Node, Options, container, host, http, image, pod, wait};
 use k8s_cri::v1 as cri;
 use proto::cri::v1 as newer;
 use tonic::Code;
@@ -97,7 +98,9 @@ async fn the_socket_is_for_root_and_its_group_and_replaces_a_stale_one() {
 #[tokio::test]
 async fn a_second_daemon_on_the_same_root_is_refused() {
     let node = Node::start().await;
-    let second = node.command().output().unwrap();
+    let mut second = node.command().stderr(Stdio::piped()).spawn().unwrap();
+    wait::until("the second ends", e2e::pod::SOON, || second.try_wait().unwrap());
+    let second = second.wait_with_output().unwrap();
     assert!(!second.status.success());
     let text = String::from_utf8_lossy(&second.stderr);
     let root = node.root_dir().display().to_string();
