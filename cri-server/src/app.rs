@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::container::Container;
 use crate::container::oci_spec::NodeFacts;
+use crate::container::state::Phase;
 use crate::container::stop::Stops;
 use crate::error::Error;
 use crate::grpc;
@@ -46,6 +47,9 @@ pub(crate) struct Ctx {
     pub(crate) locks: Locks,
     pub(crate) stops: Stops,
     pub(crate) metrics: Metrics,
+    /// Held while a record is read, changed and written: an exit that a shim reports and the call
+    /// that caused it must not overwrite each other. Records are on a tmpfs, so this is short.
+    pub(crate) recording: Mutex<()>,
 }
 
 impl Ctx {
@@ -58,18 +62,62 @@ impl Ctx {
         sandbox.join("containers").join(container.id.as_str())
     }
 
-    /// On record first, then for all to see.
-    pub(crate) fn save_sandbox(&self, sandbox: Sandbox) -> Result<(), Error> {
+    /// A new sandbox: on record first, then for all to see.
+    pub(crate) fn add_sandbox(&self, sandbox: Sandbox) -> Result<(), Error> {
+        let _turn = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        self.record_sandbox(sandbox)
+    }
+
+    /// Changes a sandbox that is still there; one step, so that nobody else's change is lost.
+    pub(crate) fn change_sandbox(
+        &self,
+        id: &Id,
+        change: impl FnOnce(&mut Sandbox),
+    ) -> Result<(), Error> {
+        let _turn = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(now) = self.world.snapshot().sandboxes.get(id).cloned() else { return Ok(()) };
+        let mut next = Sandbox::clone(&now);
+        change(&mut next);
+        self.record_sandbox(next)
+    }
+
+    fn record_sandbox(&self, sandbox: Sandbox) -> Result<(), Error> {
         let path = self.sandbox_dir(&sandbox.id).join("record");
         disk::write_record(&path, "sandbox", &sandbox)?;
         self.world.change(|world| world.sandboxes.insert(sandbox.id.clone(), Arc::new(sandbox)));
         Ok(())
     }
 
-    pub(crate) fn save_container(&self, container: Container) -> Result<(), Error> {
-        self.write_container_record(&container)?;
-        self.world
-            .change(|world| world.containers.insert(container.id.clone(), Arc::new(container)));
+    /// Changes a container that is still there. `change` looks at the phase it finds and answers
+    /// with the next one, or with `None` when there is nothing to do.
+    pub(crate) fn change_phase(
+        &self,
+        id: &Id,
+        change: impl FnOnce(&Phase) -> Option<Phase>,
+    ) -> Result<(), Error> {
+        self.change_container(id, |container| match change(&container.phase) {
+            Some(next) => {
+                container.phase = next;
+                true
+            }
+            None => false,
+        })
+    }
+
+    /// Changes a container that is still there, if `change` says that it did.
+    pub(crate) fn change_container(
+        &self,
+        id: &Id,
+        change: impl FnOnce(&mut Container) -> bool,
+    ) -> Result<(), Error> {
+        let _turn = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(now) = self.world.snapshot().containers.get(id).cloned() else { return Ok(()) };
+        let mut next = Container::clone(&now);
+        if !change(&mut next) {
+            return Ok(());
+        }
+        self.write_container_record(&next)?;
+        self.world.change(|world| world.containers.insert(next.id.clone(), Arc::new(next)));
         Ok(())
     }
 
@@ -81,9 +129,7 @@ impl Ctx {
     /// A container that is shown, by its id.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
         let found = self.world.snapshot().container(id).cloned();
-        found
-            .filter(|container| container.phase.is_shown())
-            .ok_or_else(|| Error::no_container(id))
+        found.filter(|container| container.phase.is_shown()).ok_or_else(|| Error::no_container(id))
     }
 
     /// Removes a cgroup that was made for a pod; «already gone» is done.
@@ -132,6 +178,7 @@ impl App {
             locks: Locks::default(),
             stops: Stops::default(),
             metrics,
+            recording: Mutex::default(),
             config,
         });
         Ok(Self { ctx, listener, metrics_listener, _locks: locks })

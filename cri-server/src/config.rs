@@ -246,7 +246,8 @@ fn unknown_keys(
         }
         match (value, known.get(key)) {
             (_, None) => {
-                let needle = |line: &&str| line.trim_start().trim_start_matches('[').starts_with(key);
+                let needle =
+                    |line: &&str| line.trim_start().trim_start_matches('[').starts_with(key);
                 let line = text.lines().position(|line| needle(&line)).map_or(1, |line| line + 1);
                 let hint = nearest(key, known.keys());
                 let hint = hint.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
@@ -335,7 +336,9 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
             mistakes.push(format!("runtime.handlers.{name}.path: {path:?} is not absolute"));
         }
     }
-    if raw.runtime.default_handler != BUILT_IN && !handlers.contains_key(&raw.runtime.default_handler) {
+    if raw.runtime.default_handler != BUILT_IN
+        && !handlers.contains_key(&raw.runtime.default_handler)
+    {
         let name = &raw.runtime.default_handler;
         mistakes.push(format!("runtime.default_handler: no handler {name:?} is configured"));
     }

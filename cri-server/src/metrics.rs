@@ -98,10 +98,8 @@ async fn scrape(State(ctx): State<Arc<Ctx>>) -> Response {
     ctx.metrics.containers.set(count(snapshot.containers.len()));
     ctx.metrics.images.set(count(ctx.images.list().len()));
     match ctx.metrics.text() {
-        Ok(text) => {
-            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
-                .into_response()
-        }
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+            .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

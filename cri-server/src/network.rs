@@ -104,7 +104,9 @@ impl Network {
     pub(crate) async fn set_pod_cidr(&self, cidr: String) -> Result<(), Error> {
         let (plugin, text) = (self.plugin.clone(), cidr.clone());
         let result = self.work(move || plugin.set_pod_cidr(&text)).await?;
-        result.map_err(|error| Error::invalid("runtime_config.network_config.pod_cidr", error.to_string()))
+        result.map_err(|error| {
+            Error::invalid("runtime_config.network_config.pod_cidr", error.to_string())
+        })
     }
 
     async fn work<T: Send + 'static>(

@@ -11,7 +11,6 @@ use crate::app::Ctx;
 use crate::container::state_changes;
 use crate::error::Error;
 use crate::id::Id;
-use crate::sandbox::Sandbox;
 use crate::sandbox::state::Phase;
 
 /// How long a shim may take to answer a daemon that has just started. A shim answers within
@@ -145,9 +144,8 @@ async fn take_over(ctx: &Arc<Ctx>, sandbox: &Id, shim: Shim) -> Result<(), Error
     ctx.adopt_shim(sandbox, shim.clone());
     let inventory = shim.inventory().await?;
     state_changes::apply(ctx, &inventory.containers)?;
-    let pause_lives = inventory
-        .sandbox
-        .is_some_and(|state| !matches!(state.phase, runtime::Phase::Exited(_)));
+    let pause_lives =
+        inventory.sandbox.is_some_and(|state| !matches!(state.phase, runtime::Phase::Exited(_)));
     if pause_lives { Ok(()) } else { fail(ctx, sandbox) }
 }
 
@@ -169,13 +167,9 @@ async fn gone(ctx: &Arc<Ctx>, sandbox: &Id) -> Result<(), Error> {
 
 /// A ready sandbox whose holder died is no longer ready.
 fn fail(ctx: &Ctx, sandbox: &Id) -> Result<(), Error> {
-    let Some(known) = ctx.world.snapshot().sandboxes.get(sandbox).cloned() else { return Ok(()) };
-    match known.phase {
-        Phase::Ready => ctx.save_sandbox(Sandbox { phase: Phase::Failed, ..(*known).clone() }),
-        Phase::Starting
-        | Phase::Failed
-        | Phase::Stopping
-        | Phase::NotReady
-        | Phase::Removing => Ok(()),
-    }
+    ctx.change_sandbox(sandbox, |known| {
+        if known.phase == Phase::Ready {
+            known.phase = Phase::Failed;
+        }
+    })
 }

@@ -118,8 +118,7 @@ mod tests {
     #[track_caller]
     fn check(add: &[&str], drop: &[&str], has: &[&str], lacks: &[&str]) {
         let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let change =
-            CapabilityChange { add: list(add), drop: list(drop), add_ambient: Vec::new() };
+        let change = CapabilityChange { add: list(add), drop: list(drop), add_ambient: Vec::new() };
         let sets = resolve(&change, false);
         assert!(has.iter().all(|name| sets.effective.contains(name)), "{sets:?}");
         assert!(!lacks.iter().any(|name| sets.effective.contains(name)), "{sets:?}");

@@ -55,11 +55,10 @@ async fn create_once(ctx: Arc<Ctx>, sandbox_id: Id, spec: Spec) -> Result<Id, Er
         };
     }
     let image = ctx.images.find(&spec.image.image);
-    let image = image.ok_or_else(|| Error::NotFound {
-        kind: "image",
-        id: spec.image.image.clone(),
-    })?;
-    let id = Id::random().map_err(|source| Error::io("read randomness from", "/dev/urandom", source))?;
+    let image =
+        image.ok_or_else(|| Error::NotFound { kind: "image", id: spec.image.image.clone() })?;
+    let id =
+        Id::random().map_err(|source| Error::io("read randomness from", "/dev/urandom", source))?;
     let container = plan(&ctx, &sandbox_id, id.clone(), spec, &image)?;
     let lock = ctx.locks.of(&id);
     let turn = lock.lock().await;
@@ -70,10 +69,9 @@ async fn create_once(ctx: Arc<Ctx>, sandbox_id: Id, spec: Spec) -> Result<Id, Er
         Ok(()) => Ok(id),
         Err(cause) => Err(match remove::down(&ctx, &id).await {
             Ok(()) => cause,
-            Err(leftovers) => Error::Leftovers {
-                cause: Box::new(cause),
-                leftovers: leftovers.to_string(),
-            },
+            Err(leftovers) => {
+                Error::Leftovers { cause: Box::new(cause), leftovers: leftovers.to_string() }
+            }
         }),
     }
 }
@@ -191,7 +189,7 @@ async fn bring_up(
         limits: runtime::LogLimits::default(),
     };
     let pid = shim.create_container(request).await?.pid;
-    ctx.save_container(Container { phase: Phase::Created { pid }, ..container.clone() })
+    ctx.change_phase(&container.id, |_| Some(Phase::Created { pid }))
 }
 
 /// The compiled filter; a privileged container has none, whatever it asks for.

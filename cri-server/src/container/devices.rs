@@ -12,7 +12,8 @@ use super::spec::Spec;
 use crate::error::Error;
 
 /// What every container has of its own below /dev, and what is no device of the node.
-const OWN: [&str; 5] = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console", "/dev/fd"];
+const OWN: [&str; 6] =
+    ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console", "/dev/fd", "/dev/ptmx"];
 
 /// Deepest folder below a device directory that is looked into.
 const DEPTH_MAX: usize = 8;

@@ -21,14 +21,14 @@ const NOFILE_HARD: u64 = 524_288;
 
 /// Nodes that every container may use: character devices by (major, minor), −1 for any.
 const DEVICE_RULES: [(i64, i64); 9] = [
-    (1, 3),   // null
-    (1, 5),   // zero
-    (1, 7),   // full
-    (1, 8),   // random
-    (1, 9),   // urandom
-    (5, 0),   // tty
-    (5, 1),   // console
-    (5, 2),   // ptmx
+    (1, 3),    // null
+    (1, 5),    // zero
+    (1, 7),    // full
+    (1, 8),    // random
+    (1, 9),    // urandom
+    (5, 0),    // tty
+    (5, 1),    // console
+    (5, 2),    // ptmx
     (136, -1), // pts
 ];
 
@@ -502,10 +502,7 @@ mod tests {
 
     #[test]
     fn only_what_was_given_becomes_a_limit() {
-        assert_eq!(
-            resources(&Resources::default(), &[], V1),
-            json!({ "cpu": {}, "memory": {} })
-        );
+        assert_eq!(resources(&Resources::default(), &[], V1), json!({ "cpu": {}, "memory": {} }));
         let given = Resources {
             cpu_shares: 512,
             cpu_quota_us: 50_000,

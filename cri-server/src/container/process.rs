@@ -16,11 +16,7 @@ pub(crate) struct Process {
     pub(crate) cwd: String,
 }
 
-pub(crate) fn process(
-    spec: &Spec,
-    image: &ImageConfig,
-    hostname: &str,
-) -> Result<Process, Error> {
+pub(crate) fn process(spec: &Spec, image: &ImageConfig, hostname: &str) -> Result<Process, Error> {
     let cwd = [&spec.working_dir, &image.working_dir].into_iter().find(|dir| !dir.is_empty());
     Ok(Process {
         args: args(spec, image)?,
@@ -91,11 +87,8 @@ mod tests {
     #[track_caller]
     fn check(pod: (&[&str], &[&str]), image: (&[&str], &[&str]), expect: Option<&[&str]>) {
         let spec = Spec { command: list(pod.0), args: list(pod.1), ..testing::spec() };
-        let image = ImageConfig {
-            entrypoint: list(image.0),
-            cmd: list(image.1),
-            ..Default::default()
-        };
+        let image =
+            ImageConfig { entrypoint: list(image.0), cmd: list(image.1), ..Default::default() };
         assert_eq!(args(&spec, &image).ok(), expect.map(list));
     }
 

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use super::Container;
+use runtime::ErrorKind;
+
 use super::state::Phase;
+use super::stop::KILL_WAIT;
 use crate::app::Ctx;
 use crate::error::Error;
 use crate::id::Id;
@@ -18,15 +20,30 @@ pub(crate) async fn remove(ctx: Arc<Ctx>, id: String) -> Result<(), Error> {
     }
 }
 
+/// Kills what still runs; the shim forgets only what has ended.
+async fn delete(shim: &runtime::Shim, id: &Id) -> Result<(), Error> {
+    match shim.kill(id.as_str()).await {
+        Err(error) if !matches!(error.kind, ErrorKind::AlreadyExited | ErrorKind::NotFound) => {
+            return Err(error.into());
+        }
+        _ => {}
+    }
+    match shim.wait(id.as_str(), Some(KILL_WAIT)).await {
+        Err(error) if error.kind != ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    Ok(shim.delete_container(id.as_str()).await?)
+}
+
 /// Takes back everything that the record stands for, the record last. Serves RemoveContainer,
 /// the roll-back of a failed CreateContainer, the removal of a sandbox and recovery.
 pub(crate) async fn down(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
     let lock = ctx.locks.of(id);
     let turn = lock.lock().await;
     let Some(container) = ctx.world.snapshot().containers.get(id).cloned() else { return Ok(()) };
-    ctx.save_container(Container { phase: Phase::Removing, ..(*container).clone() })?;
+    ctx.change_phase(id, |_| Some(Phase::Removing))?;
     match ctx.shim(&container.sandbox_id).await {
-        Some(shim) => shim.delete_container(id.as_str()).await?,
+        Some(shim) => delete(&shim, id).await?,
         None => ctx.shims.sweep(id.as_str(), &[container.cgroups_path.clone()]).await?,
     }
     ctx.images.discard(id.as_str()).await?;

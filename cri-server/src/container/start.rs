@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::state::{Decision, Phase, Request, decide};
-use super::{Container, state_changes};
+use super::state::Phase;
+use super::state_changes;
 use crate::app::Ctx;
 use crate::error::Error;
+use crate::id::Id;
 
 pub(crate) async fn start(ctx: Arc<Ctx>, id: String) -> Result<(), Error> {
     let container = ctx.container(&id)?;
@@ -20,10 +21,9 @@ pub(crate) async fn start(ctx: Arc<Ctx>, id: String) -> Result<(), Error> {
             state: container.phase.word().to_owned(),
         });
     };
-    debug_assert_eq!(decide(&container.phase, Request::Start), Decision::Proceed);
     let shim = ctx.live_shim(&container.sandbox_id).await?;
     match shim.start_container(container.id.as_str()).await {
-        Ok(started) => running(&ctx, &container, pid, started.at_ns),
+        Ok(started) => running(&ctx, &container.id, pid, started.at_ns),
         Err(error) => {
             // The kubelet expects the container EXITED with the reason, not gone.
             if error.kind == runtime::ErrorKind::Failed {
@@ -36,16 +36,14 @@ pub(crate) async fn start(ctx: Arc<Ctx>, id: String) -> Result<(), Error> {
 
 /// A short-lived program may have ended before its start was reported: then only the time of the
 /// start is still to be filled in.
-fn running(ctx: &Ctx, created: &Container, pid: i32, started_at_ns: i64) -> Result<(), Error> {
-    let now = ctx.container(created.id.as_str())?;
-    let phase = match now.phase.clone() {
-        Phase::Created { .. } => Phase::Running { pid, started_at_ns },
+fn running(ctx: &Ctx, id: &Id, pid: i32, started_at_ns: i64) -> Result<(), Error> {
+    ctx.change_phase(id, |now| match now.clone() {
+        Phase::Created { .. } => Some(Phase::Running { pid, started_at_ns }),
         Phase::Exited(mut exit) => {
             exit.started_at_ns = started_at_ns;
             exit.finished_at_ns = exit.finished_at_ns.max(started_at_ns);
-            Phase::Exited(exit)
+            Some(Phase::Exited(exit))
         }
-        other => other,
-    };
-    ctx.save_container(Container { phase, ..(*now).clone() })
+        Phase::Creating | Phase::Running { .. } | Phase::Removing => None,
+    })
 }

@@ -38,8 +38,13 @@ pub(crate) enum Phase {
     /// On record, not yet shown.
     Creating,
     /// Everything is set up; the program waits for its start.
-    Created { pid: i32 },
-    Running { pid: i32, started_at_ns: i64 },
+    Created {
+        pid: i32,
+    },
+    Running {
+        pid: i32,
+        started_at_ns: i64,
+    },
     Exited(Exit),
     /// On its way out, no longer shown. Keeps nothing: the way down is the same for all.
     Removing,
@@ -67,7 +72,6 @@ impl Phase {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
-    Start,
     Stop,
     Exec,
     ReopenLog,
@@ -84,11 +88,6 @@ pub(crate) enum Decision {
 pub(crate) fn decide(phase: &Phase, request: Request) -> Decision {
     use Decision::{AlreadyDone, Denied, Proceed};
     match (request, phase) {
-        (Request::Start, Phase::Created { .. }) => Proceed,
-        (
-            Request::Start,
-            Phase::Creating | Phase::Running { .. } | Phase::Exited(_) | Phase::Removing,
-        ) => Denied,
         (Request::Stop, Phase::Creating | Phase::Created { .. } | Phase::Running { .. }) => Proceed,
         // CRI wants Stop idempotent.
         (Request::Stop, Phase::Exited(_) | Phase::Removing) => AlreadyDone,

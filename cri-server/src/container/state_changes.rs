@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::Container;
 use super::state::{Exit, Phase, Reason};
 use crate::app::Ctx;
 use crate::clock;
@@ -58,32 +57,26 @@ pub(crate) fn start_failed(ctx: &Ctx, id: &Id, message: String) -> Result<(), Er
 }
 
 fn finish(ctx: &Ctx, id: &Id, exit: impl FnOnce(i64) -> Exit) -> Result<(), Error> {
-    let Some(container) = ctx.world.snapshot().containers.get(id).cloned() else { return Ok(()) };
-    let started_at_ns = match container.phase {
-        Phase::Running { started_at_ns, .. } => started_at_ns,
-        Phase::Created { .. } => 0,
-        Phase::Creating | Phase::Exited(_) | Phase::Removing => return Ok(()),
-    };
-    let phase = Phase::Exited(exit(started_at_ns));
-    ctx.save_container(Container { phase, ..(*container).clone() })
+    ctx.change_phase(id, |now| match now {
+        Phase::Running { started_at_ns, .. } => Some(Phase::Exited(exit(*started_at_ns))),
+        Phase::Created { .. } => Some(Phase::Exited(exit(0))),
+        Phase::Creating | Phase::Exited(_) | Phase::Removing => None,
+    })
 }
 
 /// Brings the world in line with what a shim knows.
-pub(crate) fn apply(
-    ctx: &Arc<Ctx>,
-    containers: &[runtime::ContainerState],
-) -> Result<(), Error> {
+pub(crate) fn apply(ctx: &Arc<Ctx>, containers: &[runtime::ContainerState]) -> Result<(), Error> {
     for state in containers {
         let Some(id) = Id::parse(&state.id) else { continue };
-        let Some(known) = ctx.world.snapshot().containers.get(&id).cloned() else { continue };
-        match (&state.phase, &known.phase) {
-            (runtime::Phase::Exited(exit), _) => exited(ctx, &id, exit)?,
-            (runtime::Phase::Running, Phase::Created { .. }) => {
-                let (pid, started_at_ns) = (state.pid, state.started_at_ns);
-                let phase = Phase::Running { pid, started_at_ns };
-                ctx.save_container(Container { phase, ..(*known).clone() })?;
-            }
-            _ => {}
+        match &state.phase {
+            runtime::Phase::Created => {}
+            runtime::Phase::Running => ctx.change_phase(&id, |now| match now {
+                Phase::Created { pid } => {
+                    Some(Phase::Running { pid: *pid, started_at_ns: state.started_at_ns })
+                }
+                _ => None,
+            })?,
+            runtime::Phase::Exited(exit) => exited(ctx, &id, exit)?,
         }
     }
     Ok(())

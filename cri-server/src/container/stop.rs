@@ -14,7 +14,7 @@ use crate::id::Id;
 
 /// How long a killed process may take to be gone. Only a process in uninterruptible sleep takes
 /// longer, and then the caller should hear about it.
-const KILL_WAIT: Duration = Duration::from_secs(10);
+pub(super) const KILL_WAIT: Duration = Duration::from_secs(10);
 
 /// Longest grace that is taken at its word; more would overflow the clock and means «for ever».
 const GRACE_MAX_S: u64 = 10 * 365 * 24 * 3600;

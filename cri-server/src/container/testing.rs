@@ -1,8 +1,6 @@
 //! Values for the unit tests of this folder.
 
-use super::spec::{
-    CapabilityChange, ImageRef, Resources, RunAs, Seccomp, Security, Spec,
-};
+use super::spec::{CapabilityChange, ImageRef, Resources, RunAs, Seccomp, Security, Spec};
 use crate::sandbox::spec::NamespaceMode;
 
 pub(crate) fn spec() -> Spec {

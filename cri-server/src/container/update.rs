@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::Container;
 use super::oci_spec;
 use super::spec::Resources;
 use super::state::{Decision, Request, decide};
@@ -27,10 +26,10 @@ pub(crate) async fn update(ctx: Arc<Ctx>, id: String, change: Resources) -> Resu
     // The device rules are not part of an update: they stay as they are.
     let oci = oci_spec::resources(&resources, &[], ctx.node).to_string();
     shim.update_container(container.id.as_str(), oci.as_bytes()).await?;
-    let now = ctx.container(container.id.as_str())?;
-    let mut updated = (*now).clone();
-    updated.spec.resources = resources;
-    ctx.save_container(Container { ..updated })
+    ctx.change_container(&container.id, |container| {
+        container.spec.resources = resources;
+        true
+    })
 }
 
 /// Zero and empty mean «leave as it is», as on the wire.

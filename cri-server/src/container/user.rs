@@ -109,11 +109,8 @@ mod tests {
         let mut security = testing::spec().security;
         change(&mut security);
         let user = resolve(&security, image, &accounts());
-        let expect = expect.map(|(uid, gid, groups)| User {
-            uid,
-            gid,
-            additional_gids: groups.to_vec(),
-        });
+        let expect =
+            expect.map(|(uid, gid, groups)| User { uid, gid, additional_gids: groups.to_vec() });
         assert_eq!(user.ok(), expect, "image user {image:?}");
     }
 
@@ -126,7 +123,11 @@ mod tests {
         check(|_| {}, "web:staff", Some((1000, 50_000, &[50_000])));
         check(|_| {}, "1:2", Some((1, 2, &[2])));
         check(|s| s.run_as = RunAs::Uid(7), "web", Some((7, 0, &[0])));
-        check(|s| s.run_as = RunAs::Username("web".into()), "", Some((1000, 1001, &[1001, 50_000])));
+        check(
+            |s| s.run_as = RunAs::Username("web".into()),
+            "",
+            Some((1000, 1001, &[1001, 50_000])),
+        );
     }
 
     #[test]

@@ -63,9 +63,8 @@ impl RuntimeService for Service {
         &self,
         _: Request<cri::RuntimeConfigRequest>,
     ) -> Result<Response<cri::RuntimeConfigResponse>, Status> {
-        let linux = cri::LinuxRuntimeConfiguration {
-            cgroup_driver: cri::CgroupDriver::Cgroupfs.into(),
-        };
+        let linux =
+            cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
         let reply = cri::RuntimeConfigResponse { linux: Some(linux) };
         self.attended("RuntimeConfig", String::new(), async { Ok(reply) }).await
     }
@@ -435,8 +434,7 @@ impl Service {
             recursive_read_only_mounts: true,
             user_namespaces: false,
         };
-        let handler =
-            |name| cri::RuntimeHandler { name, features: Some(features) };
+        let handler = |name| cri::RuntimeHandler { name, features: Some(features) };
         let info = json!({
             "root": self.ctx.config.root,
             "stateDir": self.ctx.config.state,

@@ -57,11 +57,11 @@ fn image_code(kind: image::ErrorKind) -> Code {
     use image::ErrorKind;
     match kind {
         ErrorKind::NotFound => Code::NotFound,
-        ErrorKind::InvalidReference => Code::InvalidArgument,
+        ErrorKind::InvalidReference | ErrorKind::BadContent => Code::InvalidArgument,
         ErrorKind::Unauthorized => Code::Unauthenticated,
         // The kubelet reads the first word of the text, and only of errors with this code.
         ErrorKind::RegistryUnavailable => Code::Unknown,
-        ErrorKind::Verification | ErrorKind::BadContent | ErrorKind::Unsupported => Code::Unknown,
+        ErrorKind::Verification | ErrorKind::Unsupported => Code::Unknown,
         ErrorKind::Configuration => Code::FailedPrecondition,
         ErrorKind::DiskFull => Code::ResourceExhausted,
         ErrorKind::Cancelled => Code::Cancelled,

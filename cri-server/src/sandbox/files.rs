@@ -40,7 +40,8 @@ mod tests {
             searches: vec!["a.svc".into(), "svc".into()],
             options: vec!["ndots:5".into()],
         };
-        let expect = "search a.svc svc\nnameserver 10.96.0.10\nnameserver 8.8.8.8\noptions ndots:5\n";
+        let expect =
+            "search a.svc svc\nnameserver 10.96.0.10\nnameserver 8.8.8.8\noptions ndots:5\n";
         assert_eq!(resolv_conf(&dns), expect);
         assert_eq!(resolv_conf(&Dns { servers: vec![], searches: vec![], options: vec![] }), "");
     }

@@ -43,21 +43,21 @@ async fn run_once(ctx: Arc<Ctx>, spec: Spec) -> Result<Id, Error> {
             phase => Err(taken(&known, phase)),
         };
     }
-    let id = Id::random().map_err(|source| Error::io("read randomness from", "/dev/urandom", source))?;
+    let id =
+        Id::random().map_err(|source| Error::io("read randomness from", "/dev/urandom", source))?;
     let sandbox = plan(&ctx, id.clone(), spec)?;
     let dir = ctx.sandbox_dir(&id);
     for part in [dir.join("shm"), dir.join("rootfs"), dir.join("containers")] {
         disk::create_dir(&part)?;
     }
-    ctx.save_sandbox(sandbox.clone())?;
+    ctx.add_sandbox(sandbox.clone())?;
     match bring_up(&ctx, sandbox, &dir).await {
         Ok(()) => Ok(id),
         Err(cause) => Err(match teardown::remove(&ctx, &id).await {
             Ok(()) => cause,
-            Err(leftovers) => Error::Leftovers {
-                cause: Box::new(cause),
-                leftovers: leftovers.to_string(),
-            },
+            Err(leftovers) => {
+                Error::Leftovers { cause: Box::new(cause), leftovers: leftovers.to_string() }
+            }
         }),
     }
 }
@@ -110,9 +110,10 @@ async fn bring_up(ctx: &Arc<Ctx>, mut sandbox: Sandbox, dir: &Path) -> Result<()
     // The shim starts while the network is made: neither needs the other.
     let (network, shim) =
         tokio::join!(network(ctx, &sandbox), ctx.shims.spawn(sandbox.id.as_str(), dir));
+    // Known first, so that the way down finds it when there is no network.
+    let shim = shim.inspect(|shim| ctx.adopt_shim(&sandbox.id, shim.clone()));
     let (netns, addresses) = network?;
     let shim = shim?;
-    ctx.adopt_shim(&sandbox.id, shim.clone());
     sandbox.addresses = addresses;
     write_files(&sandbox, dir)?;
     if let Some(log_directory) = &sandbox.spec.log_directory {
@@ -123,14 +124,14 @@ async fn bring_up(ctx: &Arc<Ctx>, mut sandbox: Sandbox, dir: &Path) -> Result<()
         NamespaceMode::Node => 0,
         _ => SHM_BYTES,
     };
-    let request = runtime::CreateSandbox {
-        id: sandbox.id.to_string(),
-        bundle: dir.to_owned(),
-        shm_size,
-    };
-    sandbox.pause_pid = shim.create_sandbox(request, netns).await?.pause_pid;
-    sandbox.phase = Phase::Ready;
-    ctx.save_sandbox(sandbox)
+    let request =
+        runtime::CreateSandbox { id: sandbox.id.to_string(), bundle: dir.to_owned(), shm_size };
+    let pause_pid = shim.create_sandbox(request, netns).await?.pause_pid;
+    ctx.change_sandbox(&sandbox.id, |known| {
+        known.addresses = sandbox.addresses;
+        known.pause_pid = pause_pid;
+        known.phase = Phase::Ready;
+    })
 }
 
 async fn network(

@@ -26,7 +26,7 @@ async fn stop_locked(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
         Phase::NotReady => return Ok(()),
         Phase::Starting | Phase::Removing => {}
         Phase::Ready | Phase::Failed | Phase::Stopping => {
-            ctx.save_sandbox(Sandbox { phase: Phase::Stopping, ..(*sandbox).clone() })?;
+            ctx.change_sandbox(id, |sandbox| sandbox.phase = Phase::Stopping)?;
         }
     }
     end_processes(ctx, &sandbox).await?;
@@ -44,7 +44,7 @@ async fn stop_locked(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
     }
     ctx.forget_shim(id);
     if sandbox.phase.is_shown() {
-        ctx.save_sandbox(Sandbox { phase: Phase::NotReady, ..(*sandbox).clone() })?;
+        ctx.change_sandbox(id, |sandbox| sandbox.phase = Phase::NotReady)?;
     }
     Ok(())
 }
@@ -73,7 +73,7 @@ pub(crate) async fn remove(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
     let turn = lock.lock().await;
     let Some(sandbox) = ctx.world.snapshot().sandboxes.get(id).cloned() else { return Ok(()) };
     stop_locked(ctx, id).await?;
-    ctx.save_sandbox(Sandbox { phase: Phase::Removing, ..(*sandbox).clone() })?;
+    ctx.change_sandbox(id, |sandbox| sandbox.phase = Phase::Removing)?;
     let snapshot = ctx.world.snapshot();
     for member in snapshot.containers_of(id) {
         container::remove::down(ctx, &member.id).await?;

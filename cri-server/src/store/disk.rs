@@ -43,8 +43,10 @@ pub(crate) fn write_record<T>(path: &Path, kind: &str, value: &T) -> Result<(), 
 where
     T: Serialize + DeserializeOwned,
 {
-    let damaged =
-        |error: serde_json::Error| DiskError::Damaged { path: path.to_owned(), problem: error.to_string() };
+    let damaged = |error: serde_json::Error| DiskError::Damaged {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    };
     let mut body = serde_json::to_value(value).map_err(damaged)?;
     let unknown = unknown_fields::<T>(path, kind);
     if let Some(fields) = body.as_object_mut() {

@@ -99,12 +99,15 @@ mod tests {
     use crate::container::testing;
 
     fn key() -> Key {
-        Key::Container { sandbox: Id::parse(&"a".repeat(64)).unwrap(), name: "app".into(), attempt: 0 }
+        Key::Container {
+            sandbox: Id::parse(&"a".repeat(64)).unwrap(),
+            name: "app".into(),
+            attempt: 0,
+        }
     }
 
     fn wish(command: &str) -> Wish {
-        let spec =
-            container::spec::Spec { command: vec![command.to_owned()], ..testing::spec() };
+        let spec = container::spec::Spec { command: vec![command.to_owned()], ..testing::spec() };
         Wish::from(&spec)
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use proto::cri::v1 as cri;
 
-use super::{absolute, kernel_id, name, namespace_mode, no_user_namespace};
+use super::{absolute, kernel_id, name, namespace_mode, no_user_namespace, string_map};
 use crate::container::signal;
 use crate::container::spec::{
     CapabilityChange, Device, ImageRef, Mount, Propagation, Resources, RunAs, Seccomp, Security,
@@ -34,8 +34,9 @@ pub(crate) fn container(config: Option<cri::ContainerConfig>) -> Result<Spec, Er
         args: strings("config.args", config.args)?,
         working_dir: match config.working_dir.as_str() {
             "" => String::new(),
-            path if path.starts_with('/') => strings("config.working_dir", vec![path.to_owned()])?
-                .remove(0),
+            path if path.starts_with('/') => {
+                strings("config.working_dir", vec![path.to_owned()])?.remove(0)
+            }
             path => {
                 let problem = format!("{path:?} is not an absolute path");
                 return Err(Error::invalid("config.working_dir", problem));
@@ -44,8 +45,8 @@ pub(crate) fn container(config: Option<cri::ContainerConfig>) -> Result<Spec, Er
         envs: config.envs.into_iter().map(env).collect::<Result<_, _>>()?,
         mounts: config.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
         devices: config.devices.into_iter().map(device).collect::<Result<_, _>>()?,
-        labels: config.labels.into_iter().collect(),
-        annotations: config.annotations.into_iter().collect(),
+        labels: string_map("config.labels", config.labels)?,
+        annotations: string_map("config.annotations", config.annotations)?,
         log_path: log_path(config.log_path)?,
         stdin: config.stdin,
         stdin_once: config.stdin_once,

@@ -58,8 +58,7 @@ mod tests {
     #[track_caller]
     fn check(filter: cri::ContainerFilter, expect: bool) {
         let labels = [("app".to_owned(), "web".to_owned())].into();
-        let candidate =
-            Candidate { id: "abc123", sandbox_id: "pod9", state: 1, labels: &labels };
+        let candidate = Candidate { id: "abc123", sandbox_id: "pod9", state: 1, labels: &labels };
         assert_eq!(containers(Some(filter.clone())).matches(&candidate), expect, "{filter:?}");
     }
 

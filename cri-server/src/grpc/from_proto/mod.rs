@@ -28,6 +28,23 @@ fn name(field: &str, text: &str) -> Result<String, Error> {
     }
 }
 
+/// Largest labels or annotations of one object. Kubernetes itself allows 256 KiB of annotations;
+/// the kubelet adds a few of its own.
+const STRINGS_MAX: usize = 512 << 10;
+
+/// Labels or annotations, kept verbatim.
+fn string_map(
+    field: &str,
+    map: std::collections::HashMap<String, String>,
+) -> Result<crate::sandbox::spec::StringMap, Error> {
+    let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > STRINGS_MAX {
+        let problem = format!("have {bytes} bytes; at most {STRINGS_MAX} are kept");
+        return Err(Error::invalid(field, problem));
+    }
+    Ok(map.into_iter().collect())
+}
+
 /// A user or group id: CRI carries 64 bits, the kernel knows 32, and −1 means «unchanged» there.
 fn kernel_id(field: &str, value: i64) -> Result<u32, Error> {
     match u32::try_from(value) {

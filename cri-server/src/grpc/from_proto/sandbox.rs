@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use proto::cri::v1 as cri;
 
-use super::{absolute, name, namespace_mode, no_user_namespace};
+use super::{absolute, name, namespace_mode, no_user_namespace, string_map};
 use crate::error::Error;
 use crate::sandbox::spec::{Dns, Metadata, NamespaceMode, PortMapping, Protocol, Spec};
 
@@ -46,8 +46,8 @@ pub(crate) fn sandbox(request: cri::RunPodSandboxRequest) -> Result<Spec, Error>
             .filter(|mapping| mapping.host_port != 0)
             .map(port_mapping)
             .collect::<Result<_, _>>()?,
-        labels: config.labels.into_iter().collect(),
-        annotations: config.annotations.into_iter().collect(),
+        labels: string_map("config.labels", config.labels)?,
+        annotations: string_map("config.annotations", config.annotations)?,
         runtime_handler: request.runtime_handler,
         cgroup_parent: cgroup_parent(&linux.cgroup_parent)?,
         sysctls: linux.sysctls.into_iter().collect(),
@@ -133,9 +133,9 @@ fn cgroup_parent(parent: &str) -> Result<String, Error> {
         return Ok(String::new());
     }
     let path = std::path::Path::new(parent);
-    let plain = path
-        .components()
-        .all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
+    let plain = path.components().all(|part| {
+        matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_))
+    });
     if !plain {
         return Err(Error::invalid(field, format!("{parent:?} is not a plain cgroup path")));
     }
