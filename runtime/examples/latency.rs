@@ -46,11 +46,41 @@ async fn main() {
     }
     let fds = std::fs::read_dir(format!("/proc/{}/fd", node.shim.pid())).unwrap().count();
     println!("shim descriptors {fds}");
-    if std::env::var_os("HOLD").is_some() {
-        tokio::time::sleep(Duration::from_secs(8)).await;
-    }
+    density().await;
     log_throughput(&node).await;
     node.end().await;
+}
+
+/// What a pod with one idle container costs when many share the shim's text.
+async fn density() {
+    const PODS: usize = 30;
+    let mut nodes = Vec::new();
+    for n in 0..PODS {
+        nodes.push(Node::start(&format!("density{n}")).await.unwrap());
+    }
+    for node in &nodes {
+        node.create("c", Payload::args(&["/bin/sleep", "1000"]))
+            .await
+            .unwrap()
+            .start()
+            .await
+            .unwrap();
+    }
+    let pss = |pid: i32| {
+        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let line = rollup.lines().find(|l| l.starts_with("Pss:")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
+    };
+    let shims: usize = nodes.iter().map(|n| pss(n.shim.pid())).sum();
+    let pauses: usize = nodes.iter().map(|n| pss(n.sandbox.pause_pid)).sum();
+    println!(
+        "PSS of {PODS} pods, mean       shim {} KiB, pause {} KiB",
+        shims / PODS,
+        pauses / PODS
+    );
+    for node in nodes {
+        node.end().await;
+    }
 }
 
 async fn log_throughput(node: &Node) {

@@ -361,3 +361,90 @@ async fn the_built_in_pause_holds_the_pod_and_dies_with_it() {
     assert!(matches!(inventory.sandbox.expect("kept").phase, Phase::Exited(_)));
     node.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_shim_is_noticed_and_what_it_left_is_swept() {
+    let Some(node) = Node::start("sweep").await else { return };
+    let c = node.create("c1", Payload::sh("sleep 1000 & sleep 1000")).await.expect("create");
+    c.start().await.expect("start");
+    let mut events = node.shim.events();
+    let shim = rustix::process::Pid::from_raw(node.shim.pid()).expect("pid");
+    let workload = node.hierarchies.pids(&node.group("c1")).expect("pids");
+    assert_eq!(workload.len(), 2);
+    rustix::process::kill_process(shim, rustix::process::Signal::KILL).expect("kill");
+    assert_eq!(events.recv().await, Ok(Event::Lost));
+    assert!(workload.iter().all(|pid| node::is_alive(*pid)), "the workload outlives its shim");
+    assert_eq!(node.shim.inventory().await.expect_err("gone").kind, ErrorKind::Gone);
+    let groups = [node.group("c1"), node.sandbox_group()];
+    node.shims.sweep(&node.sandbox_id(), &groups).await.expect("sweep");
+    node.shims.sweep(&node.sandbox_id(), &groups).await.expect("sweep again");
+    assert!(!workload.iter().any(|pid| node::is_alive(*pid)));
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_execs_leave_the_shim_as_it_was() {
+    let Some(node) = Node::start("many").await else { return };
+    let c = node.create("c1", Payload::sh("exec sleep 1000")).await.expect("create");
+    c.start().await.expect("start");
+    let measure = || {
+        let of = |dir: &str| {
+            std::fs::read_dir(format!("/proc/{}/{dir}", node.shim.pid())).expect("alive").count()
+        };
+        (of("fd"), of("task"))
+    };
+    c.exec("true", None).await.expect("exec");
+    let before = measure();
+    for _ in 0..25 {
+        let all = (0..8).map(|_| c.exec("sleep 0.01 & exit 0", Some(Duration::from_secs(10))));
+        for out in futures_all(all).await {
+            assert_eq!(out.expect("exec").exit_code, 0);
+        }
+    }
+    assert_eq!(measure(), before);
+    let left = node.hierarchies.pids(&node.group("c1")).expect("pids");
+    assert!(left.len() <= 10, "{left:?}");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_never_stops_the_writer_and_is_counted() {
+    let Some(node) = Node::start("full").await else { return };
+    std::os::unix::fs::symlink("/dev/full", node.log_path("c1")).expect("link");
+    let c = node
+        .create("c1", Payload::sh("seq 1 50000; echo done > /mark; exec sleep 1000"))
+        .await
+        .expect("create");
+    c.start().await.expect("start");
+    let mut marked = false;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        marked = c.exec("cat /mark", None).await.expect("exec").stdout == b"done\n";
+        if marked {
+            break;
+        }
+    }
+    assert!(marked, "the writer is blocked");
+    let inventory = node.shim.inventory().await.expect("inventory");
+    assert!(inventory.containers[0].log_dropped_bytes > 200_000, "{inventory:?}");
+    node.end().await;
+}
+
+/// Runs the futures at the same time on this task.
+async fn futures_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut pinned: Vec<_> = futures.map(|f| (Box::pin(f), None)).collect();
+    std::future::poll_fn(|cx| {
+        for (future, output) in pinned.iter_mut().filter(|(_, o)| o.is_none()) {
+            if let std::task::Poll::Ready(value) = future.as_mut().poll(cx) {
+                *output = Some(value);
+            }
+        }
+        if pinned.iter().all(|(_, o)| o.is_some()) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    })
+    .await;
+    pinned.into_iter().filter_map(|(_, o)| o).collect()
+}

@@ -75,8 +75,7 @@ impl Node {
         }
         let dir = tempfile::tempdir().expect("tempdir");
         lay_out(dir.path());
-        let parent = format!("lapstrake-test-{}/{name}/shims", std::process::id());
-        let shims = Shims::open(&shim_binary(), ShimCgroup { parent }).expect("open the shim");
+        let shims = shims();
         let id = format!("{name}-pod");
         let hierarchies = Hierarchies::detect().expect("cgroups");
         let shim = shims.spawn(&id, &dir.path().join("pod")).await.expect("spawn");
@@ -95,6 +94,14 @@ impl Node {
 
     pub(crate) fn group(&self, short: &str) -> String {
         format!("/lapstrake-test-{}/{}/pod/{}-{short}", std::process::id(), self.name, self.name)
+    }
+
+    pub(crate) fn sandbox_id(&self) -> String {
+        format!("{}-pod", self.name)
+    }
+
+    pub(crate) fn sandbox_group(&self) -> String {
+        format!("/lapstrake-test-{}/{}/pod/{}", std::process::id(), self.name, self.sandbox_id())
     }
 
     pub(crate) fn pod_dir(&self) -> PathBuf {
@@ -292,6 +299,16 @@ fn lay_out(dir: &Path) {
     }
     std::fs::write(dir.join("layer/etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")
         .expect("passwd");
+}
+
+/// One image for all pods of this process, as in the daemon.
+fn shims() -> Shims {
+    static SHIMS: std::sync::OnceLock<Shims> = std::sync::OnceLock::new();
+    let open = || {
+        let parent = format!("lapstrake-test-{}/shims", std::process::id());
+        Shims::open(&shim_binary(), ShimCgroup { parent }).expect("open the shim")
+    };
+    SHIMS.get_or_init(open).clone()
 }
 
 /// The statically linked shim (see the Makefile), or the one that `LAPSTRAKE_SHIM` names.
