@@ -365,10 +365,14 @@ async fn the_built_in_pause_holds_the_pod_and_dies_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_shim_is_noticed_and_what_it_left_is_swept() {
     let Some(node) = Node::start("sweep").await else { return };
-    let c = node.create("c1", Payload::sh("sleep 1000 & sleep 1000")).await.expect("create");
+    let c =
+        node.create("c1", Payload::sh("sleep 1000 & echo; exec sleep 1000")).await.expect("create");
     c.start().await.expect("start");
     let mut events = node.shim.events();
     let shim = rustix::process::Pid::from_raw(node.shim.pid()).expect("pid");
+    while c.log().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await; // both processes are there when it has spoken
+    }
     let workload = node.hierarchies.pids(&node.group("c1")).expect("pids");
     assert_eq!(workload.len(), 2);
     rustix::process::kill_process(shim, rustix::process::Signal::KILL).expect("kill");
