@@ -1,6 +1,7 @@
 //! Gets one layer onto this node: from the shelf, from an operation under way, or from a registry
 //! or archive through the unpacking pipeline; and sets complete stacks of layers on the shelf.
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -237,6 +238,9 @@ async fn from_registry(
     (digest, size): (&Digest, u64),
 ) -> Result<(Staging, Made), Error> {
     let path = core.layout.ingest().join(digest.hex());
+    // The same blob may stand at two places of a stack (empty layers do); its file has one writer.
+    let turn = core.turns.of(digest);
+    let _turn = turn.lock().await;
     loop {
         let blob = Blob::open(&path).map_err(|e| Error::io("open", &path, e))?;
         let arriving = Arriving { blob, keep: false };
@@ -358,10 +362,29 @@ fn landed(unpacked: Unpacked, wanted: &Wanted) -> Result<(Staging, Made), Error>
     unpacked.map_err(|_| Error::Lost(format!("unpacking layer {}", wanted.name())))?
 }
 
+/// One lock per blob that is being downloaded.
+#[derive(Default)]
+pub(crate) struct Turns {
+    locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Turns {
+    fn of(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = locks.get(digest).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::default();
+        locks.insert(digest.clone(), Arc::downgrade(&lock));
+        lock
+    }
+}
+
 /// Layers that are whole but not yet on the shelf, for pulls that come a moment later.
 #[derive(Default)]
 pub(crate) struct Announced {
-    layers: Mutex<std::collections::HashMap<ChainId, Weak<Ready>>>,
+    layers: Mutex<HashMap<ChainId, Weak<Ready>>>,
 }
 
 impl Announced {

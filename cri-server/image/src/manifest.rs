@@ -18,9 +18,6 @@ pub(crate) struct Descriptor {
     pub(crate) platform: Option<Platform>,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) annotations: BTreeMap<String, String>,
-    /// Where a layer that registries may not distribute can be had.
-    #[serde(default, deserialize_with = "or_default")]
-    pub(crate) urls: Vec<String>,
 }
 
 /// What a node is, or what an image was built for.
@@ -92,7 +89,7 @@ pub(crate) enum ManifestError {
     LayerCount { layers: usize, diff_ids: usize },
     #[error("it has {0} layers, more than overlayfs can stack")]
     TooManyLayers(usize),
-    #[error("layer {digest} has the media type {media_type:?}, which is not a tar archive")]
+    #[error("layer {digest} has the media type {media_type:?}, which is no readable tar archive")]
     LayerType { digest: Digest, media_type: String },
 }
 
@@ -239,7 +236,7 @@ impl Manifest {
     pub(crate) fn check(&self, config: &ImageConfig) -> Result<(), ManifestError> {
         for layer in &self.layers {
             let kind = layer.media_type.as_str();
-            let archive = kind.contains("tar") || kind.is_empty();
+            let archive = kind.is_empty() || (kind.contains("tar") && !kind.ends_with("encrypted"));
             if !archive {
                 let (digest, media_type) = (layer.digest.clone(), kind.to_owned());
                 return Err(ManifestError::LayerType { digest, media_type });
@@ -347,7 +344,6 @@ mod tests {
                 variant: variant.into(),
             }),
             annotations: BTreeMap::new(),
-            urls: Vec::new(),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::archive::{self, Imported};
 use crate::config::Config;
 use crate::digest::{ChainId, Digest, ImageId};
 use crate::error::Error;
-use crate::fetch::{Announced, Ready};
+use crate::fetch::{Announced, Ready, Turns};
 use crate::flight::{Flights, Landed};
 use crate::reference::Reference;
 use crate::registry::{Auth, Clients};
@@ -51,6 +51,7 @@ pub(crate) struct Core {
     pub(crate) clients: Arc<Clients>,
     pub(crate) layers: Flights<Result<Arc<Ready>, Error>>,
     pub(crate) permits: Semaphore,
+    pub(crate) turns: Turns,
     /// Only one change of records at a time.
     pub(crate) records: tokio::sync::Mutex<()>,
     /// What containers hold, by container id.

@@ -36,6 +36,7 @@ pub(super) fn open(config: Config) -> Result<Core, Error> {
     shelf::remove_all(&shelf.sweep())?;
     Ok(Core {
         permits: Semaphore::new(config.max_concurrent_downloads.max(1)),
+        turns: crate::fetch::Turns::default(),
         config,
         layout,
         shelf,

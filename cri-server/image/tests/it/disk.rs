@@ -35,6 +35,54 @@ fn on_small_disk<F: Future<Output = ()>>(
     }
 }
 
+#[test]
+fn overlayfs_shows_what_the_layers_mean() {
+    on_small_disk(64, |disk| async move {
+        let lower = Layer::new()
+            .directory("./", 0o751)
+            .file("data/old", 0o644, b"old")
+            .file("data/gone", 0o644, b"gone")
+            .file("cache/a", 0o644, b"a");
+        let upper = Layer::new()
+            .file("data/.wh.gone", 0o644, b"")
+            .file("data/new", 0o644, b"new")
+            .file("cache/.wh..wh..opq", 0o644, b"")
+            .file("cache/b", 0o644, b"b");
+        let archive = Image::new(vec![lower.plain(), upper.plain()]).docker_save(&["x"]);
+        let node = Node::with(|config| config.root = disk.join("root")).await;
+        let id = node.service.import(archive.as_slice(), None).await.unwrap().remove(0).id;
+        let snapshot = node.service.prepare("c", &id).await.unwrap();
+        let lowers: Vec<String> =
+            snapshot.lowers.iter().map(|l| l.to_string_lossy().into_owned()).collect();
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lowers.join(":"),
+            snapshot.upper.display(),
+            snapshot.work.display()
+        );
+        let merged = disk.join("merged");
+        std::fs::create_dir(&merged).unwrap();
+        let overlay = Some("overlay");
+        mount(overlay, &merged, overlay, MsFlags::empty(), Some(options.as_str())).unwrap();
+        let names = |directory: &str| {
+            let mut names = super::node::names(&merged.join(directory));
+            names.sort();
+            names
+        };
+        assert_eq!(names("data"), ["new", "old"]);
+        assert_eq!(names("cache"), ["b"]);
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &std::fs::metadata(&merged).unwrap().permissions(),
+        );
+        assert_eq!(mode & 0o7777, 0o751, "the root looks as the image says");
+        std::fs::write(merged.join("data/mine"), "x").unwrap();
+        nix::mount::umount(&merged).unwrap();
+        node.service.discard("c").await.unwrap();
+        node.service.remove("x").await.unwrap();
+        node.assert_empty();
+    });
+}
+
 fn big() -> Image {
     let noise: Vec<u8> =
         (0..12_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -290,3 +290,34 @@ async fn nobody_but_root_may_look_into_the_store() {
         assert_eq!(mode & 0o077, 0, "{name}");
     }
 }
+
+#[tokio::test]
+async fn docker_media_types_and_repeated_layers_are_understood() {
+    let (registry, node) = (Registry::start().await, Node::new().await);
+    let empty = Layer::new().directory("./", 0o755).gzip();
+    let own = Layer::new().file("x", 0o644, b"x").gzip();
+    let image = Image::new(vec![empty.clone(), own, empty.clone(), empty]);
+    registry.push("app", "oci", &image).await;
+    let manifest = String::from_utf8(image.manifest()).unwrap();
+    let kind = "application/vnd.docker.distribution.manifest.v2+json";
+    let manifest = manifest
+        .replace(super::build::OCI_MANIFEST, kind)
+        .replace(super::build::GZIP, "application/vnd.docker.image.rootfs.diff.tar.gzip")
+        .replace(
+            "application/vnd.oci.image.config.v1+json",
+            "application/vnd.docker.container.image.v1+json",
+        );
+    registry.push_manifest("app", "docker", kind, manifest.as_bytes()).await;
+    let id = node.service.pull(&registry.name("app:docker"), None).await.unwrap();
+    assert_eq!(id.as_str(), image.id());
+    assert_eq!(node.service.find(id.as_str()).unwrap().layers.len(), 4);
+}
+
+#[tokio::test]
+async fn pinned_images_are_shown_as_such() {
+    let registry = Registry::start().await;
+    registry.push("keep/app", "v", &Image::busybox()).await;
+    let node = Node::with(|config| config.pinned = vec!["*/keep/*".into()]).await;
+    node.service.pull(&registry.name("keep/app:v"), None).await.unwrap();
+    assert!(node.service.list()[0].pinned);
+}
