@@ -137,6 +137,9 @@ async fn exec_runs_inside_and_returns_code_and_output() {
     let Some(node) = Node::start("exec").await else { return };
     let c = node.create("c1", Payload::sh("touch /mark; exec sleep 1000")).await.expect("create");
     c.start().await.expect("start");
+    while c.exec("cat /proc/1/cmdline", None).await.expect("exec").stdout != b"sleep\x001000\0" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let out = c
         .exec(
             "echo $$ > /dev/stderr; ls /mark; cat /proc/1/cmdline | tr '\\0' ' '; \
@@ -398,6 +401,7 @@ async fn many_execs_leave_the_shim_as_it_was() {
         (of("fd"), of("task"))
     };
     c.exec("true", None).await.expect("exec");
+    tokio::time::sleep(Duration::from_millis(100)).await;
     let before = measure();
     for _ in 0..25 {
         let all = (0..8).map(|_| c.exec("sleep 0.01 & exit 0", Some(Duration::from_secs(10))));
@@ -405,6 +409,7 @@ async fn many_execs_leave_the_shim_as_it_was() {
             assert_eq!(out.expect("exec").exit_code, 0);
         }
     }
+    tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(measure(), before);
     let left = node.hierarchies.pids(&node.group("c1")).expect("pids");
     assert!(left.len() <= 10, "{left:?}");

@@ -42,7 +42,7 @@ impl Hierarchies {
         check(group)?;
         for h in &self.v1 {
             let cpuset = h.controllers.iter().any(|c| c == "cpuset");
-            make(&h.mount, group, &|dir| if cpuset { inherit_cpuset(dir) } else { Ok(()) })?;
+            make(&h.mount, group, &|dir| if cpuset { fill_cpuset(&h.mount, dir) } else { Ok(()) })?;
         }
         if let Some(mount) = &self.unified {
             let v2 = self.is_v2();
@@ -192,7 +192,8 @@ fn make(
     loop {
         match rustix::fs::mkdir(&dir, rustix::fs::Mode::from_raw_mode(0o755)) {
             Ok(()) => return prepare(&dir),
-            Err(rustix::io::Errno::EXIST) => return Ok(()),
+            // Made by somebody who may not have prepared it yet; preparing twice does no harm.
+            Err(rustix::io::Errno::EXIST) => return prepare(&dir),
             Err(rustix::io::Errno::NOENT) => match group.rsplit_once('/') {
                 // Another creator may remove an empty parent between the two steps: hence the loop.
                 Some((parent, _)) => make(mount, parent, prepare)?,
@@ -203,22 +204,29 @@ fn make(
     }
 }
 
-/// A new v1 cpuset starts empty and refuses tasks until it has CPUs and memory nodes.
-fn inherit_cpuset(dir: &Path) -> Result<(), Error> {
-    let Some(parent) = dir.parent() else { return Ok(()) };
+/// A new v1 cpuset starts empty and refuses tasks (ENOSPC) until it has CPUs and memory nodes: those of its parent,
+/// which another creator may have made just now and not filled yet.
+fn fill_cpuset(mount: &Path, dir: &Path) -> Result<(), Error> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        let (from, to) = (parent.join(file), dir.join(file));
-        let text = fs::read_to_string(&from).map_err(|e| Error::file("read", &from, e))?;
-        let value = text.trim();
-        if !value.is_empty() {
-            fs::write(&to, value).map_err(|source| Error::Limit {
-                value: value.into(),
-                path: to,
-                source,
-            })?;
-        }
+        fill(mount, dir, file)?;
     }
     Ok(())
+}
+
+fn fill(mount: &Path, dir: &Path, file: &str) -> Result<String, Error> {
+    let path = dir.join(file);
+    let value = fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
+    let value = value.trim();
+    match dir.parent().filter(|_| value.is_empty() && dir != mount) {
+        None => Ok(value.to_owned()),
+        Some(parent) => {
+            let value = fill(mount, parent, file)?;
+            match fs::write(&path, &value) {
+                Ok(()) => Ok(value),
+                Err(source) => Err(Error::Limit { value, path, source }),
+            }
+        }
+    }
 }
 
 /// Enables in `parent` every controller it has, so that its children can be limited.

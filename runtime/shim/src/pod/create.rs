@@ -261,17 +261,7 @@ impl Pod {
         }
         let sandbox = Some(key) == self.sandbox;
         match member.phase {
-            Phase::Created if member.failure.is_none() => {
-                let Some(caller) = member.waiting.take() else { return };
-                member.phase = Phase::Running;
-                member.started_at_ns = now_ns();
-                let reply = if sandbox {
-                    Reply::Created(Created { pid: member.pid, start_ticks: member.start_ticks })
-                } else {
-                    Reply::Started(Started { at_ns: member.started_at_ns })
-                };
-                self.links.answer(caller, reply);
-            }
+            Phase::Created if member.failure.is_none() => self.started(key),
             Phase::Creating => self.give_up(key),
             Phase::Created if sandbox => {
                 member.phase = Phase::Creating;
@@ -279,6 +269,21 @@ impl Pod {
             }
             _ => {}
         }
+    }
+
+    /// Init has become its program: whoever waits for that hears it.
+    pub(super) fn started(&mut self, key: u32) {
+        let sandbox = Some(key) == self.sandbox;
+        let Some(member) = self.members.get_mut(&key) else { return };
+        let Some(caller) = member.waiting.take() else { return };
+        member.phase = Phase::Running;
+        member.started_at_ns = now_ns();
+        let reply = if sandbox {
+            Reply::Created(Created { pid: member.pid, start_ticks: member.start_ticks })
+        } else {
+            Reply::Started(Started { at_ns: member.started_at_ns })
+        };
+        self.links.answer(caller, reply);
     }
 
     pub(crate) fn start(&mut self, caller: Caller, id: &str) {

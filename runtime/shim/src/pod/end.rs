@@ -6,7 +6,7 @@ use protocol::{Empty, Exit, Exited, Kind, News, Phase, Reply};
 
 use super::{Pod, now_ns};
 use crate::link::Caller;
-use container::sys::signals;
+use container::sys::signals::{self, Ended};
 
 /// The exit is published at the latest this long after it, even when the log thread hangs in a frozen file system:
 /// twice the drain deadline of that thread.
@@ -28,20 +28,29 @@ pub(crate) struct Removing {
 impl Pod {
     /// Takes every ended child; those that are nobody's were orphans of the pod.
     pub(crate) fn reap(&mut self) {
-        self.listen_first();
         while let Some(ended) = signals::reap() {
-            if let Some(key) =
-                self.members.iter().find(|(_, m)| m.pid == ended.pid && !m.gone).map(|(k, _)| *k)
-            {
-                self.member_ended(key, ended.code);
-            } else {
-                self.session_ended(ended);
+            if !self.ended(ended) {
+                // A process says who it is before it can end, so what it said has arrived by now.
+                self.listen_all();
+                self.ended(ended);
             }
         }
     }
 
-    /// A process says who it is before it can end; hear that before its end.
-    fn listen_first(&mut self) {
+    /// False when nobody is known by that pid.
+    fn ended(&mut self, ended: Ended) -> bool {
+        match self.members.iter().find(|(_, m)| m.pid == ended.pid && !m.gone).map(|(k, _)| *k) {
+            Some(key) => {
+                // Whether exec had succeeded is to be known before the end is.
+                self.report(key);
+                self.member_ended(key, ended.code);
+                true
+            }
+            None => self.session_ended(ended),
+        }
+    }
+
+    fn listen_all(&mut self) {
         let reports: Vec<u32> =
             self.members.iter().filter(|(_, m)| m.report.is_some()).map(|(k, _)| *k).collect();
         reports.into_iter().for_each(|key| self.report(key));
@@ -59,6 +68,12 @@ impl Pod {
         if member.phase == Phase::Creating {
             return self.give_up(key);
         }
+        if member.phase == Phase::Created && member.failure.is_none() && member.waiting.is_some() {
+            // It was told to start, has said nothing against it and has ended: it ran. The channel may still be held
+            // open by its creator.
+            self.started(key);
+        }
+        let Some(member) = self.members.get_mut(&key) else { return };
         // Read now: the counter goes with the group. A victim's own group counts, whoever's limit it was.
         let oom_killed = code != 0 && self.node.oom_kills(&member.cgroup) > 0;
         let at_ns = now_ns();

@@ -116,14 +116,17 @@ impl Pod {
         }
     }
 
-    pub(super) fn session_ended(&mut self, ended: Ended) {
+    /// False when no session has that process.
+    pub(super) fn session_ended(&mut self, ended: Ended) -> bool {
         let found = self
             .sessions
             .iter()
             .find(|(_, s)| s.pid == ended.pid && s.code.is_none())
             .map(|(n, _)| *n);
-        let Some(number) = found else { return };
-        let Some(session) = self.sessions.get_mut(&number) else { return };
+        let Some(number) = found else { return false };
+        // Why it could not become its program, if so.
+        self.exec_report(number);
+        let Some(session) = self.sessions.get_mut(&number) else { return true };
         session.code = Some(ended.code);
         session.drain_by = Some(Instant::now() + DRAIN);
         let mut buffer = [0u8; 4096];
@@ -135,6 +138,7 @@ impl Pod {
             }
         }
         self.finish_if_complete(number);
+        true
     }
 
     fn finish_if_complete(&mut self, number: u32) {
