@@ -80,11 +80,13 @@ step "lapstrake exec sidecar -- ps"
 "$lapstrake" exec sidecar "${at[@]}" -- sh -c 'ps -o pid,user,args; ip -4 addr show dev eth0'
 
 step "The processes, as the host sees them"
-ps -e -o pid,ppid,rss,args --forest | grep -E '[l]apstrake-shim|[n]ginx: |[s]leep' | cut -c 1-120 || true
+for shim in $(pgrep -f "^lapstrake-shim .*$("$lapstrake" ps "${at[@]}" | awk '$1 == "default/web" { print $2 }')"); do
+	ps --forest -o pid,ppid,rss,args --pid "$shim" --ppid "$shim" | cut -c 1-120
+done
 
 step "Metrics on port $port"
 busybox wget -q -O - "http://127.0.0.1:$port/metrics" >"$scratch/metrics"
-grep -v '^#' "$scratch/metrics" | head -n 8
+grep -Ev '^#|in_flight|_bucket' "$scratch/metrics" | head -n 8
 [ -s "$scratch/metrics" ] || fail "the metrics page is empty"
 
 step "Ctrl-C"
