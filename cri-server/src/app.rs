@@ -32,6 +32,9 @@ use crate::store::world::World;
 /// finished or taken back by the next start.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How long the last answers may take to reach their callers.
+const FLUSH: Duration = Duration::from_millis(100);
+
 /// What every operation works with.
 #[derive(Debug)]
 pub(crate) struct Ctx {
@@ -47,6 +50,8 @@ pub(crate) struct Ctx {
     pub(crate) locks: Locks,
     pub(crate) stops: Stops,
     pub(crate) metrics: Metrics,
+    /// How many calls are under way.
+    pub(crate) calls: watch::Sender<usize>,
     /// Held while a record is read, changed and written: an exit that a shim reports and the call
     /// that caused it must not overwrite each other. Records are on a tmpfs, so this is short.
     pub(crate) recording: Mutex<()>,
@@ -178,6 +183,7 @@ impl App {
             locks: Locks::default(),
             stops: Stops::default(),
             metrics,
+            calls: watch::Sender::new(0),
             recording: Mutex::default(),
             config,
         });
@@ -211,8 +217,13 @@ impl App {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         tracing::info!("draining; pods keep running");
         stop.send_replace(true);
-        if tokio::time::timeout(DRAIN, served).await.is_err() {
-            tracing::warn!(seconds = DRAIN.as_secs(), "calls were still under way");
+        // Calls count, not connections: an idle client may keep its own open for ever.
+        let mut calls = self.ctx.calls.subscribe();
+        match tokio::time::timeout(DRAIN, calls.wait_for(|calls| *calls == 0)).await {
+            Ok(_) => {
+                let _ = tokio::time::timeout(FLUSH, served).await;
+            }
+            Err(_) => tracing::warn!(seconds = DRAIN.as_secs(), "calls were still under way"),
         }
         let _ = std::fs::remove_file(&socket);
         // A node without pods keeps no trace of us.

@@ -67,6 +67,7 @@ struct Call {
 impl Call {
     fn begin(ctx: Arc<Ctx>, method: &'static str, object: String) -> Self {
         ctx.metrics.begin(method);
+        ctx.calls.send_modify(|calls| *calls += 1);
         Self { ctx, method, object, begun: Instant::now(), code: Code::Cancelled }
     }
 
@@ -98,6 +99,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         let elapsed = self.begun.elapsed();
         self.ctx.metrics.end(self.method, self.code, elapsed);
+        self.ctx.calls.send_modify(|calls| *calls -= 1);
         tracing::debug!(
             method = self.method,
             object = %self.object,
