@@ -111,6 +111,11 @@ impl Scope {
     fn owns(&self, pid: i32) -> bool {
         let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let cgroup = format!(":{}", self.cgroup);
+        // Dead, and only for init to wait for: some take a second over it.
+        let status = String::from_utf8_lossy(&read("status")).into_owned();
+        if status.contains("\nState:\tZ") && status.contains("\nPPid:\t1\n") {
+            return false;
+        }
         let in_cgroup = String::from_utf8_lossy(&read("cgroup"))
             .lines()
             .filter_map(|line| line.split_once(&cgroup))
