@@ -45,6 +45,7 @@ pub(crate) struct Ctx {
     pub(crate) network: Network,
     pub(crate) seccomp: seccomp::Compiler,
     pub(crate) shims: runtime::Shims,
+    pub(crate) cgroups: Arc<runtime::cgroup::Hierarchies>,
     pub(crate) links: Links,
     pub(crate) operations: Operations,
     pub(crate) locks: Locks,
@@ -137,9 +138,20 @@ impl Ctx {
         found.filter(|container| container.phase.is_shown()).ok_or_else(|| Error::no_container(id))
     }
 
-    /// Removes a cgroup that was made for a pod; «already gone» is done.
+    /// Removes a cgroup that was made for a pod and is empty now; «already gone» is done.
     pub(crate) async fn remove_cgroup(&self, path: &str) -> Result<(), Error> {
-        Ok(self.shims.sweep("", &[path.to_owned()]).await?)
+        let (cgroups, group) = (self.cgroups.clone(), path.to_owned());
+        let removed = tokio::task::spawn_blocking(move || cgroups.remove(&group)).await;
+        match removed.map_err(|_| Error::Panicked { operation: "remove a cgroup" })? {
+            Ok(runtime::cgroup::Removal::Gone) => Ok(()),
+            Ok(runtime::cgroup::Removal::Busy) => Err(Error::State {
+                operation: "remove",
+                kind: "cgroup",
+                id: path.to_owned(),
+                state: "not empty".to_owned(),
+            }),
+            Err(source) => Err(Error::Cgroup(source)),
+        }
     }
 }
 
@@ -178,6 +190,7 @@ impl App {
             network,
             seccomp,
             shims,
+            cgroups: Arc::new(runtime::cgroup::Hierarchies::detect().context("find the cgroups")?),
             links: Links::default(),
             operations: Operations::default(),
             locks: Locks::default(),

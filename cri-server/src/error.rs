@@ -32,6 +32,11 @@ pub(crate) enum Error {
     Seccomp(#[from] seccomp::Error),
     #[error(transparent)]
     Image(#[from] image::Error),
+    /// A fault of this node, whose own text names no image.
+    #[error("pull of {reference}: {source}")]
+    Pull { reference: String, source: image::Error },
+    #[error(transparent)]
+    Cgroup(runtime::cgroup::Error),
     #[error(transparent)]
     Record(#[from] crate::store::disk::DiskError),
     #[error("{attempt} {}: {source}", path.display())]

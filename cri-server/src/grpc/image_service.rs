@@ -1,5 +1,6 @@
 //! `ImageService`: one short method per RPC.
 
+use image::ErrorKind;
 use proto::cri::v1::image_service_server::ImageService;
 use proto::cri::v1::{self as cri};
 use tonic::{Request, Response, Status};
@@ -64,7 +65,13 @@ impl ImageService for Service {
             if reference.is_empty() {
                 return Err(Error::invalid("image.image", "is empty"));
             }
-            let id = self.ctx.images.pull(&reference, auth).await?;
+            let pulled = self.ctx.images.pull(&reference, auth).await;
+            let id = pulled.map_err(|source| match source.kind() {
+                ErrorKind::DiskFull | ErrorKind::Internal => {
+                    Error::Pull { reference: reference.clone(), source }
+                }
+                _ => source.into(),
+            })?;
             Ok(cri::PullImageResponse { image_ref: id.to_string() })
         })
         .await

@@ -21,9 +21,11 @@ fn code(error: &Error) -> Code {
         Error::ExecTimeout { .. } => Code::DeadlineExceeded,
         Error::Network { source, .. } => network_code(source),
         Error::Runtime(error) => runtime_code(error.kind),
-        Error::Image(error) => image_code(error.kind()),
+        Error::Image(source) | Error::Pull { source, .. } => image_code(source.kind()),
         Error::Seccomp(_) => Code::InvalidArgument,
-        Error::Record(_) | Error::Io { .. } | Error::Panicked { .. } => Code::Internal,
+        Error::Record(_) | Error::Io { .. } | Error::Cgroup(_) | Error::Panicked { .. } => {
+            Code::Internal
+        }
         Error::Shared(error) => code(error),
         Error::Leftovers { cause, .. } => code(cause),
     }

@@ -12,12 +12,13 @@ const CPU_SHARES: u64 = 2;
 /// Pause holds the pod's namespaces: it should be the last to be chosen by the OOM killer.
 const OOM_SCORE_ADJ: i32 = -998;
 
-/// The network namespace is not named here: it comes by descriptor, or is the node's.
+/// Which network namespace it is comes by descriptor; the path here only says that it is the pod's.
 pub(crate) fn pause(sandbox: &Sandbox) -> Value {
     let spec = &sandbox.spec;
     let mut namespaces = vec![json!({ "type": "mount" })];
     if spec.network == NamespaceMode::Pod {
         namespaces.push(json!({ "type": "uts" }));
+        namespaces.push(json!({ "type": "network", "path": "/proc/self/ns/net" }));
     }
     if spec.ipc == NamespaceMode::Pod {
         namespaces.push(json!({ "type": "ipc" }));
