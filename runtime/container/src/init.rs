@@ -144,7 +144,9 @@ fn names(plan: &Plan) -> Result<(), Error> {
 fn sysctls(plan: &Plan) -> Result<(), Error> {
     for (path, value) in &plan.sysctls {
         let file = Path::new("/proc/sys").join(path);
-        fs::write(&file, value).at("sysctl", format!("write {value:?} to {}", file.display()))?;
+        let key = path.to_string_lossy().replace('/', ".");
+        let stage = format!("sysctl {key}");
+        fs::write(&file, value).at(&stage, format!("write {value:?} to {}", file.display()))?;
     }
     Ok(())
 }
