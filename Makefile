@@ -39,7 +39,7 @@ run: need-run build ## a real pod on this machine, from image to clean-up
 
 test: need-test build ## everything but the vm ring; needs root and leaves nothing behind
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: the kernel and e2e rings need root"; exit 1; fi
-	$(call cargo_test,--workspace --no-run)
+	cargo test --release --locked --workspace --no-run
 	@$(MAKE) --no-print-directory shim
 	E2E_REQUIRE_ROOT=1 $(call cargo_test,--workspace)
 

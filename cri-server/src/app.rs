@@ -208,7 +208,7 @@ impl App {
         let (stop, stopping) = watch::channel(false);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        recover::resume(&self.ctx);
+        recover::resume(&self.ctx).await;
         let socket = self.ctx.config.listen.clone();
         tracing::info!(
             socket = %socket.display(),

@@ -25,7 +25,8 @@ pub(crate) struct Attached {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
-/// How often the state of the network is looked at; `Status` answers from the last look.
+/// How often the state of the network is looked at; `Status` answers from the last look, and what
+/// somebody else flushed or deleted is missed by pods no longer than this.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
@@ -48,13 +49,23 @@ impl Network {
         self.trouble.load().as_deref().map_or(Ok(()), |reason| Err(reason.clone()))
     }
 
-    /// Looks at the kernel again and again; never returns.
+    /// Looks at the kernel again and again, and puts back what others took; never returns.
     pub(crate) async fn watch(&self) {
         loop {
             tokio::time::sleep(CHECK_EVERY).await;
             let plugin = self.plugin.clone();
-            let trouble = match self.work(move || plugin.ready()).await {
-                Ok(result) => result.err(),
+            let look = move || {
+                let repaired = plugin.repair();
+                let ready = plugin.ready();
+                (repaired, ready)
+            };
+            let trouble = match self.work(look).await {
+                Ok((repaired, ready)) => {
+                    for done in repaired.iter().flatten() {
+                        tracing::warn!("network: {done}");
+                    }
+                    repaired.err().map(|error| error.to_string()).or(ready.err())
+                }
                 Err(error) => Some(error.to_string()),
             };
             if trouble.as_ref() != self.trouble.load().as_deref() {

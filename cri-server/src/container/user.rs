@@ -97,11 +97,21 @@ mod tests {
     use crate::container::testing;
 
     fn accounts() -> Accounts {
-        Accounts::parse(
-            b"root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/:/bin/sh\n",
-            b"root:x:0:\nstaff:x:50000:web,other\nweb:x:1001:\n",
-        )
-        .unwrap()
+        let user =
+            |name: &str, uid, gid| image::User { name: name.into(), uid, gid, home: "/".into() };
+        let group = |name: &str, gid, members: &[&str]| image::Group {
+            name: name.into(),
+            gid,
+            members: members.iter().map(|member| (*member).to_owned()).collect(),
+        };
+        Accounts {
+            users: vec![user("root", 0, 0), user("web", 1000, 1001)],
+            groups: vec![
+                group("root", 0, &[]),
+                group("staff", 50_000, &["web", "other"]),
+                group("web", 1001, &[]),
+            ],
+        }
     }
 
     #[track_caller]

@@ -74,8 +74,8 @@ fn record<T: serde::de::DeserializeOwned>(dir: &Path, kind: &str) -> Option<T> {
     }
 }
 
-/// Goes on where the last daemon stopped; returns at once, the work is done in the background.
-pub(crate) fn resume(ctx: &Arc<Ctx>) {
+/// Goes on where the last daemon stopped. What may take long is done in the background.
+pub(crate) async fn resume(ctx: &Arc<Ctx>) {
     let snapshot = ctx.world.snapshot();
     for sandbox in snapshot.sandboxes.values() {
         match sandbox.phase {
@@ -95,18 +95,37 @@ pub(crate) fn resume(ctx: &Arc<Ctx>) {
             tokio::spawn(async move { report(container::remove::down(&ctx, &id).await, &id) });
         }
     }
-    let (ctx, live) = (ctx.clone(), live(&snapshot));
+    collect(ctx).await;
+}
+
+/// Gives back what no directory stands for any more: after a reboot the state directory is empty,
+/// and with it goes what pods had below the root directory. A quarantined record keeps its
+/// directory, and so its pod keeps its network and its files. Looks around before the first call
+/// is served: a pod that is just being made must not look leaked.
+async fn collect(ctx: &Arc<Ctx>) {
+    let pods = subdirectories(&ctx.config.state.join("pods"));
+    match ctx.network.collect(pods.iter().map(|pod| name(pod)).collect()).await {
+        Ok(freed) if freed.is_empty() => {}
+        Ok(freed) => tracing::info!(count = freed.len(), "gave back leaked addresses"),
+        Err(error) => tracing::error!(%error, "could not collect leaked network objects"),
+    }
+    let bundles: Vec<_> =
+        pods.iter().flat_map(|pod| subdirectories(&pod.join("containers"))).collect();
+    let known: Vec<_> = bundles.iter().map(|bundle| name(bundle)).collect();
+    let leaked: Vec<_> =
+        ctx.images.prepared().into_iter().filter(|id| !known.contains(id)).collect();
+    let images = ctx.images.clone();
     tokio::spawn(async move {
-        match ctx.network.collect(live).await {
-            Ok(freed) if freed.is_empty() => {}
-            Ok(freed) => tracing::info!(count = freed.len(), "gave back leaked addresses"),
-            Err(error) => tracing::error!(%error, "could not collect leaked network objects"),
+        for id in leaked {
+            if let Err(error) = images.discard(&id).await {
+                tracing::error!(container = %id, %error, "could not remove a leaked writable layer");
+            }
         }
     });
 }
 
-fn live(snapshot: &Snapshot) -> Vec<String> {
-    snapshot.sandboxes.keys().map(ToString::to_string).collect()
+fn name(dir: &Path) -> String {
+    dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 async fn finish(ctx: Arc<Ctx>, sandbox: Arc<Sandbox>) {
