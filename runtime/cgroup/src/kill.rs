@@ -53,6 +53,12 @@ impl Hierarchies {
         Ok(pids)
     }
 
+    /// The v1 controller by which processes are counted and frozen; `None` on v2.
+    pub fn tracking_controller(&self) -> Option<&str> {
+        let known = ["freezer", "pids"].into_iter().find(|c| self.dir(c, "/").is_some());
+        known.or_else(|| self.v1.first().and_then(|h| h.controllers.first()).map(String::as_str))
+    }
+
     /// The v1 directory by which processes are counted and frozen.
     pub fn tracking_dir(&self, group: &str) -> Option<std::path::PathBuf> {
         self.dir("freezer", group)

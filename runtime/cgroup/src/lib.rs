@@ -3,6 +3,7 @@
 //! Works on cgroup v1, hybrid (v1 controllers beside an empty or small v2 tree) and pure v2. A *group* is
 //! named by its path from the root of every hierarchy (`/kubepods/podX/<id>`); the same path is used in all.
 
+pub mod devices;
 pub mod freezer;
 pub mod group;
 pub mod hierarchy;
@@ -10,6 +11,8 @@ pub mod kill;
 pub mod limits;
 pub mod resources;
 pub mod stats;
+
+mod sys;
 
 pub use group::{Joins, Removal};
 pub use hierarchy::{Driver, Hierarchies, driver};
@@ -30,6 +33,8 @@ pub enum Error {
         "limit {file} asks for the {controller} controller, which this node does not have mounted"
     )]
     NoController { controller: &'static str, file: String },
+    #[error("{attempt} for {group}: {source}")]
+    DeviceProgram { attempt: &'static str, group: String, source: std::io::Error },
     #[error("{0}")]
     BadPath(String),
     #[error("{field}: {reason}")]

@@ -131,9 +131,10 @@ fn limit(c: &Creation<'_>) -> Result<(), Error> {
     let stage = |e: cgroup::Error| Error::new("create the cgroup", e.to_string());
     c.node.create(&c.plan.cgroup).map_err(stage)?;
     let r = &c.plan.resources;
-    let mut settings = cgroup::limits::settings(r, c.node).map_err(stage)?;
-    if let Some(rules) = r.devices.as_ref().filter(|_| !c.node.is_v2()) {
-        settings.extend(cgroup::limits::devices(rules).map_err(stage)?);
+    let settings = cgroup::limits::settings(r, c.node).map_err(stage)?;
+    c.node.apply(&c.plan.cgroup, &settings).map_err(stage)?;
+    match &r.devices {
+        Some(rules) => c.node.restrict_devices(&c.plan.cgroup, rules).map_err(stage),
+        None => Ok(()),
     }
-    c.node.apply(&c.plan.cgroup, &settings).map_err(stage)
 }
