@@ -1,6 +1,7 @@
 //! The kernel ring: real shims, namespaces, groups and processes, driven through the daemon's side of the runtime.
 //! Needs root and a statically linked busybox; says so loudly when it has not got them.
 
+mod handler;
 mod node;
 
 use std::time::{Duration, Instant};

@@ -33,6 +33,10 @@ pub enum Report {
     Init {
         pid: i32,
     },
+    /// The same of a process that another runtime made, which does not speak for itself.
+    External {
+        pid: i32,
+    },
     /// Everything is set up; with a terminal, its master end.
     Ready {
         terminal: Option<OwnedFd>,
@@ -54,14 +58,16 @@ pub fn say_planned(channel: BorrowedFd<'_>, cgroup: &str, own_pids: bool) -> Res
     say(channel, &[b"P", if own_pids { b"1" } else { b"0" }, cgroup.as_bytes()].concat(), None)
 }
 
-pub(crate) fn say_init(channel: BorrowedFd<'_>) -> Result<(), Error> {
+/// `pid` as the receiver sees it.
+pub fn say_external(channel: BorrowedFd<'_>, pid: i32) -> Result<(), Error> {
+    say(channel, &[b"E", pid.to_string().as_bytes()].concat(), None)
+}
+
+pub fn say_init(channel: BorrowedFd<'_>) -> Result<(), Error> {
     say(channel, b"I", None)
 }
 
-pub(crate) fn say_ready(
-    channel: BorrowedFd<'_>,
-    terminal: Option<BorrowedFd<'_>>,
-) -> Result<(), Error> {
+pub fn say_ready(channel: BorrowedFd<'_>, terminal: Option<BorrowedFd<'_>>) -> Result<(), Error> {
     say(channel, b"R", terminal)
 }
 
@@ -121,6 +127,9 @@ pub fn listen(parent: BorrowedFd<'_>) -> Result<Report, Errno> {
     Ok(match text[..got.bytes].split_first() {
         None => Report::Closed,
         Some((b'I', _)) => Report::Init { pid },
+        Some((b'E', text)) => {
+            Report::External { pid: String::from_utf8_lossy(text).parse().unwrap_or_default() }
+        }
         Some((b'P', text)) => Report::Planned {
             own_pids: text.first() == Some(&b'1'),
             cgroup: String::from_utf8_lossy(text.get(1..).unwrap_or_default()).into_owned(),

@@ -10,6 +10,7 @@ pub mod channel;
 pub mod create;
 pub mod error;
 pub mod exec;
+pub mod external;
 pub mod identity;
 pub mod options;
 pub mod plan;

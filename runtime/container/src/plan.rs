@@ -451,7 +451,8 @@ fn rlimit(r: &spec::Rlimit) -> Result<Rlimit, Error> {
     Ok(Rlimit { resource: resource as u32, soft: r.soft, hard: r.hard })
 }
 
-fn cgroup_path(path: Option<&str>, id: &str) -> Result<String, Error> {
+/// The group that the specification names, or one named after the container.
+pub fn cgroup_path(path: Option<&str>, id: &str) -> Result<String, Error> {
     let path = path.filter(|p| !p.is_empty()).map_or_else(|| format!("/{id}"), str::to_owned);
     if path.contains(':') {
         return Err(Error::new(

@@ -92,7 +92,7 @@ fn clone_tree(path: &Path, recursive: bool, stage: &str) -> Result<OwnedFd, Erro
 }
 
 /// The pod's shared memory hangs in pause's mount namespace and nowhere else: step in, clone it, step back.
-fn open_shm(shm: &SharedMemory, stage: &str) -> Result<OwnedFd, Error> {
+pub(crate) fn open_shm(shm: &SharedMemory, stage: &str) -> Result<OwnedFd, Error> {
     let home = File::open("/proc/self/ns/mnt").at(stage, "open /proc/self/ns/mnt")?;
     let pid = rustix::process::Pid::from_raw(shm.pause_pid)
         .ok_or_else(|| Error::new(stage, "the sandbox has no pause process"))?;

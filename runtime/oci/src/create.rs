@@ -226,7 +226,7 @@ fn listen_until_ready(ours: BorrowedFd<'_>) -> Result<(i32, Option<OwnedFd>), Er
                     container::Error::new("create", "init was killed while it was set up").into()
                 );
             }
-            Report::Planned { .. } | Report::Clamped(_) => {}
+            Report::Planned { .. } | Report::External { .. } | Report::Clamped(_) => {}
         }
     }
 }

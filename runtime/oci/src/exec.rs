@@ -65,7 +65,7 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
                 .into());
             }
             Report::Closed => break,
-            Report::Planned { .. } | Report::Clamped(_) => {}
+            Report::Planned { .. } | Report::External { .. } | Report::Clamped(_) => {}
         }
     }
     if let Some(path) = &args.pid_file {

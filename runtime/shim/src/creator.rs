@@ -12,6 +12,8 @@ use container::{
     channel,
 };
 
+use crate::handler::{self, Handler};
+
 /// The longest `config.json` that is read: a specification with every list at its limits stays below.
 const CONFIG_MAX: u64 = 16 << 20;
 /// The longest seccomp program: the kernel takes 4096 instructions of 8 bytes.
@@ -28,6 +30,8 @@ pub(crate) struct Job<'a> {
     pub(crate) pause: Option<BorrowedFd<'a>>,
     pub(crate) netns: Option<BorrowedFd<'a>>,
     pub(crate) seccomp: &'a str,
+    /// An external runtime that makes the container instead of this one.
+    pub(crate) handler: Option<&'a Path>,
     /// Opened once here, so that a log that cannot be written fails the creation.
     pub(crate) log_path: Option<&'a Path>,
     pub(crate) shm: Option<SharedMemory>,
@@ -61,6 +65,9 @@ fn try_create(job: Job<'_>) -> Result<(), Error> {
             )
         })?;
     }
+    if let Some(binary) = job.handler {
+        return handler::create(binary, &job, &spec);
+    }
     let mut plan = container::plan(&spec, &facts)?;
     if job.pause.is_some() {
         // Pause sees nothing but its own empty root.
@@ -89,6 +96,12 @@ fn try_create(job: Job<'_>) -> Result<(), Error> {
     container::create(&creation).map(|_| ())
 }
 
+/// Runs in the forked child: one call of an external runtime about a container that exists.
+pub(crate) fn call(h: &Handler<'_>, verb: &str, options: &[&str], channel: BorrowedFd<'_>) -> i32 {
+    close_all_except(&[0, 1, 2, channel.as_raw_fd()]);
+    report(channel, h.call(verb, options))
+}
+
 /// What a creator of an exec'd process is given.
 #[derive(Debug)]
 pub(crate) struct ExecJob<'a> {
@@ -96,6 +109,8 @@ pub(crate) struct ExecJob<'a> {
     pub(crate) cgroup: &'a str,
     pub(crate) tracker: &'a str,
     pub(crate) process_json: &'a [u8],
+    /// The external runtime that made the container.
+    pub(crate) handler: Option<Handler<'a>>,
     pub(crate) seccomp: &'a str,
     pub(crate) stdio: [BorrowedFd<'a>; 3],
     pub(crate) node: &'a cgroup::Hierarchies,
@@ -105,7 +120,11 @@ pub(crate) struct ExecJob<'a> {
 /// Runs in the forked child; its result is the child's exit code.
 pub(crate) fn enter(job: &ExecJob<'_>) -> i32 {
     keep_only(Stdio::Pipes(job.stdio), [job.channel].into_iter());
-    report(job.channel, try_enter(job))
+    let result = match &job.handler {
+        Some(handler) => Err(handler::exec(handler, job)),
+        None => try_enter(job),
+    };
+    report(job.channel, result)
 }
 
 fn try_enter(job: &ExecJob<'_>) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 
 mod creator;
 mod exec;
+mod handler;
 mod link;
 mod log;
 mod member;

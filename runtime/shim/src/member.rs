@@ -1,6 +1,7 @@
 //! One process tree of the pod, the sandbox's pause or a container: its state from creation to deletion.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -38,9 +39,27 @@ pub(crate) struct Member {
     /// Waiting for its control group to go: who asked for the deletion, and what to answer.
     pub(crate) deleting: Vec<Caller>,
     pub(crate) seccomp: String,
+    /// Made by an external runtime: the runtime and the bundle.
+    pub(crate) handler: Option<External>,
     pub(crate) dropped: Arc<AtomicU64>,
     /// The log could not be opened anew; kept for the reader of the inventory.
     pub(crate) reopening: Vec<Caller>,
+}
+
+/// What is known of a container that an external runtime made.
+#[derive(Debug)]
+pub(crate) struct External {
+    pub(crate) binary: PathBuf,
+    pub(crate) bundle: PathBuf,
+    pub(crate) deletion: Deletion,
+}
+
+/// The external runtime's own deletion, which comes before ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deletion {
+    Due,
+    UnderWay,
+    Done,
 }
 
 /// Our ends of the container's stdio while it is being created.
@@ -73,6 +92,7 @@ impl Member {
             stdio: Stdio::default(),
             deleting: Vec::new(),
             seccomp: String::new(),
+            handler: None,
             dropped: Arc::default(),
             reopening: Vec::new(),
         }

@@ -35,6 +35,7 @@ pub(crate) struct Payload {
     pub(crate) caps: String,
     pub(crate) tty: bool,
     pub(crate) pod_pids: bool,
+    pub(crate) handler: Option<PathBuf>,
 }
 
 impl Payload {
@@ -48,6 +49,7 @@ impl Payload {
             caps: DEFAULT_CAPS.into(),
             tty: false,
             pod_pids: false,
+            handler: None,
         }
     }
 
@@ -138,6 +140,7 @@ impl Node {
             },
             log_path: Some(self.log_path(short)),
             tty: payload.tty,
+            handler: payload.handler,
             ..Default::default()
         };
         let ContainerCreated { pid } = self.shim.create_container(request).await?;

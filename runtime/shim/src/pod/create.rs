@@ -14,7 +14,7 @@ use super::{MEMBERS_MAX, Pod, now_ns};
 use crate::creator::{self, Job};
 use crate::link::Caller;
 use crate::log::{Source, Stream};
-use crate::member::{self, Member};
+use crate::member::{self, Deletion, External, Member};
 use crate::serve::Token;
 use crate::start::note;
 
@@ -27,6 +27,7 @@ struct Order<'a> {
     bundle: &'a Path,
     rootfs: Rootfs,
     seccomp: &'a str,
+    handler: Option<PathBuf>,
     log_path: Option<PathBuf>,
     line_max: usize,
     terminal: bool,
@@ -67,6 +68,7 @@ impl Pod {
             bundle: Path::new(&ask.bundle),
             rootfs: Rootfs::Empty { shm_size: ask.shm_size },
             seccomp: "",
+            handler: None,
             log_path: None,
             line_max: 0,
             terminal: false,
@@ -82,8 +84,7 @@ impl Pod {
 
     pub(crate) fn create_container(&mut self, caller: Caller, ask: CreateContainer) {
         const STAGE: &str = "create";
-        if !ask.handler.is_empty() {
-            let why = format!("external runtime {} is not supported by this shim", ask.handler);
+        if let Some(why) = refused_by_handler(&ask) {
             return self.links.fail(caller, Kind::Unsupported, STAGE, why);
         }
         if self.is_stopping() {
@@ -122,6 +123,7 @@ impl Pod {
             bundle: Path::new(&ask.bundle),
             rootfs: Rootfs::Layers(layers),
             seccomp: &ask.seccomp_bpf,
+            handler: (!ask.handler.is_empty()).then(|| PathBuf::from(&ask.handler)),
             log_path: (!ask.log_path.is_empty()).then(|| PathBuf::from(&ask.log_path)),
             line_max: ask.limits.map_or(0, |l| l.line_max as usize),
             terminal: ask.tty,
@@ -165,6 +167,7 @@ impl Pod {
             pause: order.sandbox.then(|| self.image.as_fd()),
             netns: order.netns.as_ref().map(AsFd::as_fd),
             seccomp: order.seccomp,
+            handler: order.handler.as_deref(),
             log_path: stdio.log_path.as_deref(),
             shm: shm.map(|(path, pause_pid)| SharedMemory { path, pause_pid }),
             node: &self.node,
@@ -176,6 +179,11 @@ impl Pod {
         let mut member = Member::new(order.id.to_owned(), caller, ours);
         member.seccomp = order.seccomp.to_owned();
         member.stdio = stdio;
+        member.handler = order.handler.map(|binary| External {
+            binary,
+            bundle: order.bundle.to_owned(),
+            deletion: Deletion::Due,
+        });
         self.members.insert(key, member);
         Ok(key)
     }
@@ -191,7 +199,7 @@ impl Pod {
                 Ok(Report::Planned { cgroup, own_pids }) => {
                     (member.cgroup, member.own_pids) = (cgroup, own_pids)
                 }
-                Ok(Report::Init { pid }) => {
+                Ok(Report::Init { pid } | Report::External { pid }) => {
                     member.pid = pid;
                     member.start_ticks = start_ticks(pid);
                 }
@@ -236,6 +244,9 @@ impl Pod {
 
     fn report_failed(&mut self, key: u32, error: container::Error) {
         let Some(member) = self.members.get_mut(&key) else { return };
+        if let Some(External { deletion: Deletion::UnderWay, .. }) = member.handler {
+            return note(&format!("{}: {error}", member.id)); // ours follows and is thorough
+        }
         if member.phase == Phase::Created && Some(key) != self.sandbox {
             let exit = Exit {
                 code: START_ERROR,
@@ -246,6 +257,10 @@ impl Pod {
             member.exit = Some(exit);
             if let Some(caller) = member.waiting.take() {
                 self.links.fail(caller, Kind::Failed, &error.stage, error.message.clone());
+            }
+            if member.handler.is_some() && member.is_alive() {
+                // It still waits for a start that failed outside of it.
+                let _ = container::sys::process::signal(member.pid, libc::SIGKILL);
             }
         }
         if member.failure.is_none() {
@@ -260,6 +275,10 @@ impl Pod {
             let _ = rustix::event::epoll::delete(&self.epoll, report.as_fd());
         }
         let sandbox = Some(key) == self.sandbox;
+        if self.handler_deleted(key) {
+            return;
+        }
+        let Some(member) = self.members.get_mut(&key) else { return };
         match member.phase {
             Phase::Created if member.failure.is_none() => self.started(key),
             Phase::Creating => self.give_up(key),
@@ -288,10 +307,11 @@ impl Pod {
 
     pub(crate) fn start(&mut self, caller: Caller, id: &str) {
         const STAGE: &str = "start";
-        let Some(member) = self.find(caller, id, STAGE).and_then(|k| self.members.get_mut(&k))
-        else {
-            return;
-        };
+        let Some(key) = self.find(caller, id, STAGE) else { return };
+        let Some(member) = self.members.get_mut(&key) else { return };
+        if member.handler.is_some() && member.phase == Phase::Created && member.waiting.is_none() {
+            return self.start_by_handler(caller, key);
+        }
         let (kind, why) = match (member.phase, &member.report, member.waiting) {
             (Phase::Created, Some(report), None) => match channel::say_start(report.as_fd()) {
                 Ok(()) => {
@@ -307,6 +327,17 @@ impl Pod {
         };
         self.links.fail(caller, kind, STAGE, why);
     }
+}
+
+/// What an external runtime cannot be given is refused by name.
+fn refused_by_handler(ask: &CreateContainer) -> Option<String> {
+    let unserved = [
+        ("a terminal", ask.tty),
+        // The runtime compiles filters by itself, from `linux.seccomp` of the specification.
+        ("a compiled seccomp program", !ask.seccomp_bpf.is_empty()),
+    ];
+    let (what, _) = unserved.iter().find(|(_, used)| *used && !ask.handler.is_empty())?;
+    Some(format!("{what} is not supported with the external runtime {}", ask.handler))
 }
 
 /// Our ends and the container's ends; no ends of the container's when init makes a terminal.

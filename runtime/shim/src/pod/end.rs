@@ -124,7 +124,10 @@ impl Pod {
         self.remove(key);
     }
 
-    fn remove(&mut self, key: u32) {
+    pub(super) fn remove(&mut self, key: u32) {
+        if self.delete_by_handler(key) {
+            return; // comes back when the external runtime has deleted its part
+        }
         let now = Instant::now();
         if !self.removals.iter().any(|r| r.key == key) {
             self.removals.push(Removing { key, since: now, pause: RETRY.0, next: now });

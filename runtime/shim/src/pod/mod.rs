@@ -2,6 +2,7 @@
 
 mod create;
 mod end;
+mod handler;
 mod session;
 
 use std::collections::BTreeMap;

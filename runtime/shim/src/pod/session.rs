@@ -33,6 +33,10 @@ impl Pod {
             let why = format!("{SESSIONS_MAX} processes are exec'd in this pod already");
             return self.links.fail(caller, Kind::Failed, STAGE, why);
         }
+        if member.handler.is_some() && !ask.seccomp_bpf.is_empty() {
+            let why = "a filter of its own is not supported in a container of an external runtime";
+            return self.links.fail(caller, Kind::Unsupported, STAGE, why);
+        }
         if let Err(e) = self.try_exec(caller, key, ask) {
             self.links.fail(caller, Kind::Failed, STAGE, container::error::words(&e.into()));
         }
@@ -52,6 +56,7 @@ impl Pod {
             cgroup: &member.cgroup,
             tracker: &tracker,
             process_json: &ask.process_json,
+            handler: member.handler.as_ref().map(|h| h.of(&member.id)),
             seccomp: if ask.seccomp_bpf.is_empty() { &member.seccomp } else { &ask.seccomp_bpf },
             stdio: [null.as_fd(), stdout.as_fd(), stderr.as_fd()],
             node: &self.node,
@@ -89,7 +94,7 @@ impl Pod {
                     session.fail(&mut self.links, Kind::Failed, &e.stage, &e.message)
                 }
                 Ok(Report::Clamped(text)) => note(&text),
-                Ok(Report::Ready { .. } | Report::Planned { .. }) => {}
+                Ok(Report::Ready { .. } | Report::Planned { .. } | Report::External { .. }) => {}
                 Err(_) | Ok(Report::Closed) => {
                     if let Some(report) = session.report.take() {
                         let _ = rustix::event::epoll::delete(&self.epoll, report.as_fd());
