@@ -41,7 +41,7 @@ test: need-test build ## everything but the vm ring; needs root and leaves nothi
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: the kernel and e2e rings need root"; exit 1; fi
 	cargo test --release --locked --workspace --no-run
 	@$(MAKE) --no-print-directory shim
-	@export E2E_REQUIRE_ROOT=1; $(call cargo_test,--workspace)
+	@export E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim; $(call cargo_test,--workspace)
 
 test-fast: ## the pure ring and the house rules: no root, no daemon
 	cargo test --locked -p e2e --test tidy

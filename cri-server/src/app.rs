@@ -1,5 +1,6 @@
 //! The one place where the daemon is wired together, started and drained.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,17 +75,43 @@ impl Ctx {
         self.record_sandbox(sandbox)
     }
 
-    /// Changes a sandbox that is still there; one step, so that nobody else's change is lost.
+    /// Changes a sandbox that is still there, if `change` says that it did; one step, so that
+    /// nobody else's change is lost.
     pub(crate) fn change_sandbox(
         &self,
         id: &Id,
-        change: impl FnOnce(&mut Sandbox),
+        change: impl FnOnce(&mut Sandbox) -> bool,
     ) -> Result<(), Error> {
         let _turn = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(now) = self.world.snapshot().sandboxes.get(id).cloned() else { return Ok(()) };
         let mut next = Sandbox::clone(&now);
-        change(&mut next);
-        self.record_sandbox(next)
+        match change(&mut next) {
+            true => self.record_sandbox(next),
+            false => Ok(()),
+        }
+    }
+
+    /// The end of a sandbox: its directory with the record, then the world's knowledge of it.
+    pub(crate) fn drop_sandbox(&self, id: &Id) -> Result<(), Error> {
+        let _turn = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        disk::remove_dir(&self.sandbox_dir(id))?;
+        self.world.change(|world| world.sandboxes.remove(id));
+        Ok(())
+    }
+
+    pub(crate) fn drop_container(&self, container: &Container) -> Result<(), Error> {
+        let _turn = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        disk::remove_dir(&self.bundle_dir(container))?;
+        self.world.change(|world| world.containers.remove(&container.id));
+        Ok(())
+    }
+
+    /// Every container that a sandbox has or had, those with a damaged record included.
+    pub(crate) fn members(&self, sandbox: &Sandbox) -> BTreeSet<Id> {
+        let on_disk = recover::ids_below(&self.sandbox_dir(&sandbox.id).join("containers"));
+        let snapshot = self.world.snapshot();
+        let known = snapshot.containers_of(&sandbox.id).map(|member| member.id.clone());
+        on_disk.into_iter().chain(known).collect()
     }
 
     fn record_sandbox(&self, sandbox: Sandbox) -> Result<(), Error> {
@@ -122,9 +149,13 @@ impl Ctx {
         if !change(&mut next) {
             return Ok(());
         }
-        self.write_container_record(&next)?;
+        let written = self.write_container_record(&next);
+        // An end is true even when the disk is too full to hold it, and a removal gives space.
+        if written.is_err() && !matches!(next.phase, Phase::Exited(_) | Phase::Removing) {
+            return written;
+        }
         self.world.change(|world| world.containers.insert(next.id.clone(), Arc::new(next)));
-        Ok(())
+        written
     }
 
     pub(crate) fn write_container_record(&self, container: &Container) -> Result<(), Error> {

@@ -317,6 +317,11 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
             _ => Err(format!("{listen:?} is not of the form unix:///absolute/path")),
         },
     );
+    let root = flags.root.clone().unwrap_or(raw.root);
+    for (key, path) in [("root", &root), ("state", &state)] {
+        let absolute = path.is_absolute().then_some(());
+        check(key, absolute.ok_or_else(|| format!("{} is not an absolute path", path.display())));
+    }
     let metrics = raw.metrics.listen.parse::<SocketAddr>();
     check("metrics.listen", metrics.as_ref().map(|_| ()).map_err(ToString::to_string));
     check(
@@ -331,6 +336,10 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
     let exclude = parse_all::<IpNetwork>("network.exclude", &raw.network.exclude, &mut mistakes);
     let handlers: BTreeMap<_, _> =
         raw.runtime.handlers.into_iter().map(|(name, handler)| (name, handler.path)).collect();
+    if handlers.contains_key(BUILT_IN) {
+        let name = format!("runtime.handlers.{BUILT_IN}");
+        mistakes.push(format!("{name}: this name is the built-in runtime's"));
+    }
     for (name, path) in &handlers {
         if !path.is_absolute() {
             mistakes.push(format!("runtime.handlers.{name}.path: {path:?} is not absolute"));
@@ -349,7 +358,7 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
         return Err(ConfigError { mistakes });
     };
     Ok(Config {
-        root: flags.root.clone().unwrap_or(raw.root),
+        root,
         state,
         listen,
         metrics_listen: flags.metrics_listen.unwrap_or(metrics),

@@ -85,8 +85,12 @@ fn serve(config: config::Config) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LAPSTRAKE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let served = runtime_threads()
-        .and_then(|threads| threads.block_on(async { app::App::build(config).await?.run().await }));
+    let served = runtime_threads().and_then(|threads| {
+        let served = threads.block_on(async { app::App::build(config).await?.run().await });
+        // Work that hangs in the kernel must not keep the daemon from ending.
+        threads.shutdown_background();
+        served
+    });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &format!("lapstrake serve: {error:#}")),

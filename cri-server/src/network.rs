@@ -12,7 +12,6 @@ use tokio::sync::Semaphore;
 use crate::config::Config;
 use crate::error::Error;
 use crate::id::Id;
-use crate::sandbox::Sandbox;
 use crate::sandbox::spec::{self, Spec};
 
 /// The kernel changes links under one lock (rtnl): more workers at once only wait for it, and
@@ -95,12 +94,12 @@ impl Network {
     }
 
     /// Idempotent.
-    pub(crate) async fn detach(&self, sandbox: &Sandbox) -> Result<(), Error> {
-        let (plugin, id) = (self.plugin.clone(), sandbox.id.to_string());
+    pub(crate) async fn detach(&self, id: &Id, pod: &str) -> Result<(), Error> {
+        let (plugin, id) = (self.plugin.clone(), id.to_string());
         let result = self.work(move || plugin.detach(&id)).await?;
         result.map_err(|mut errors| match errors.len() {
             0 => Error::Panicked { operation: "network detach" },
-            _ => Error::Network { pod: sandbox.spec.metadata.pod(), source: errors.remove(0) },
+            _ => Error::Network { pod: pod.to_owned(), source: errors.remove(0) },
         })
     }
 

@@ -11,16 +11,31 @@ use crate::app::Ctx;
 use crate::container::state_changes;
 use crate::error::Error;
 use crate::id::Id;
+use crate::sandbox::Sandbox;
 use crate::sandbox::state::Phase;
 
 /// How long a shim may take to answer a daemon that has just started. A shim answers within
 /// milliseconds or is wedged, and a wedged one must not hold up the node.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A shim that lives and does not answer is asked again, ever more rarely: the node may just be
+/// overloaded, and nothing of the pod is touched meanwhile.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
 #[derive(Debug, Clone)]
 enum Link {
     Connecting,
     Live(Shim),
+    /// It holds its lock, but does not answer.
+    Silent,
+    Gone,
+}
+
+/// How the shim of a sandbox can be reached.
+pub(crate) enum Reach {
+    Live(Shim),
+    Silent,
     Gone,
 }
 
@@ -43,6 +58,12 @@ impl Links {
         }
     }
 
+    /// Sets the link of a sandbox that is not forgotten meanwhile.
+    fn replace(&self, id: &Id, link: Link) -> bool {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.get(id).map(|known| known.send_replace(link)).is_some()
+    }
+
     fn watch(&self, id: &Id) -> Option<watch::Receiver<Link>> {
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.get(id).map(watch::Sender::subscribe)
@@ -55,22 +76,28 @@ impl Links {
 
 impl Ctx {
     /// The shim of a sandbox, once it is known whether it lives.
-    pub(crate) async fn shim(&self, sandbox: &Id) -> Option<Shim> {
-        let mut link = self.links.watch(sandbox)?;
-        let settled = link.wait_for(|link| !matches!(link, Link::Connecting)).await.ok()?;
-        match &*settled {
-            Link::Live(shim) => Some(shim.clone()),
-            Link::Connecting | Link::Gone => None,
+    pub(crate) async fn reach(&self, sandbox: &Id) -> Reach {
+        let Some(mut link) = self.links.watch(sandbox) else { return Reach::Gone };
+        let settled = link.wait_for(|link| !matches!(link, Link::Connecting)).await;
+        match settled.as_deref() {
+            Ok(Link::Live(shim)) => Reach::Live(shim.clone()),
+            Ok(Link::Silent) => Reach::Silent,
+            Ok(Link::Connecting | Link::Gone) | Err(_) => Reach::Gone,
         }
     }
 
     /// The shim, for an operation that cannot do without.
     pub(crate) async fn live_shim(&self, sandbox: &Id) -> Result<Shim, Error> {
-        self.shim(sandbox).await.ok_or_else(|| Error::State {
+        let state = match self.reach(sandbox).await {
+            Reach::Live(shim) => return Ok(shim),
+            Reach::Silent => "there, but its shim does not answer; StopPodSandbox ends it",
+            Reach::Gone => "without its shim",
+        };
+        Err(Error::State {
             operation: "reach the processes of",
             kind: "pod sandbox",
             id: sandbox.to_string(),
-            state: "without its shim".to_owned(),
+            state: state.to_owned(),
         })
     }
 
@@ -78,11 +105,16 @@ impl Ctx {
         // Subscribed before anything can happen in it, so that no event is missed.
         let events = shim.events();
         self.links.set(sandbox, Link::Live(shim));
-        tokio::spawn(listen(self.clone(), sandbox.clone(), events));
+        spawn_listener(self, sandbox, events);
     }
 
     pub(crate) fn forget_shim(&self, sandbox: &Id) {
         self.links.forget(sandbox);
+    }
+
+    /// Takes back `forget_shim`: the shim could not be ended.
+    pub(crate) fn remember_shim(&self, sandbox: &Id, shim: Shim) {
+        self.links.set(sandbox, Link::Live(shim));
     }
 
     /// Begins to look for the shim of a sandbox that was found on record.
@@ -107,8 +139,7 @@ async fn listen(ctx: Arc<Ctx>, sandbox: Id, mut events: broadcast::Receiver<Even
             // Too slow for the buffer: the shim still knows everything.
             Err(broadcast::error::RecvError::Lagged(_)) => catch_up(&ctx, &sandbox).await,
             Ok(Event::Lost) | Err(broadcast::error::RecvError::Closed) => {
-                if ctx.links.watch(&sandbox).is_some() {
-                    ctx.links.set(&sandbox, Link::Connecting);
+                if ctx.links.replace(&sandbox, Link::Connecting) {
                     reconnect(&ctx, &sandbox).await;
                 }
                 return;
@@ -127,49 +158,82 @@ async fn catch_up(ctx: &Arc<Ctx>, sandbox: &Id) -> Result<(), Error> {
 
 async fn reconnect(ctx: &Arc<Ctx>, sandbox: &Id) {
     let dir = ctx.sandbox_dir(sandbox);
-    let result = match ctx.shims.connect(sandbox.as_str(), &dir, CONNECT_TIMEOUT).await {
-        Ok(shim) => take_over(ctx, sandbox, shim).await,
-        Err(error) => {
-            tracing::warn!(sandbox = %sandbox, %error, "the shim is gone");
-            gone(ctx, sandbox).await
+    let mut pause = RETRY_FIRST;
+    loop {
+        let connected = ctx.shims.connect(sandbox.as_str(), &dir, CONNECT_TIMEOUT).await;
+        let result = match connected {
+            Ok(shim) => take_over(ctx, sandbox, shim).await,
+            Err(error) if error.kind == runtime::ErrorKind::Gone => {
+                tracing::warn!(sandbox = %sandbox, "the shim is gone");
+                if let Err(error) = gone(ctx, sandbox).await {
+                    tracing::error!(sandbox = %sandbox, %error, "could not end what it left");
+                }
+                return;
+            }
+            Err(error) => Err(error.into()),
+        };
+        let Err(error) = result else { return };
+        tracing::warn!(sandbox = %sandbox, %error, "the shim does not answer");
+        if !ctx.links.replace(sandbox, Link::Silent) {
+            return;
         }
-    };
-    if let Err(error) = result {
-        tracing::error!(sandbox = %sandbox, %error, "could not bring the pod's state up to date");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
     }
 }
 
 async fn take_over(ctx: &Arc<Ctx>, sandbox: &Id, shim: Shim) -> Result<(), Error> {
     // Listening starts before the inventory: what ends in between is told twice, never missed.
-    ctx.adopt_shim(sandbox, shim.clone());
+    let events = shim.events();
     let inventory = shim.inventory().await?;
     state_changes::apply(ctx, &inventory.containers)?;
     let pause_lives =
         inventory.sandbox.is_some_and(|state| !matches!(state.phase, runtime::Phase::Exited(_)));
-    if pause_lives { Ok(()) } else { fail(ctx, sandbox) }
+    if !pause_lives {
+        fail(ctx, sandbox)?;
+    }
+    if ctx.links.replace(sandbox, Link::Live(shim)) {
+        spawn_listener(ctx, sandbox, events);
+    }
+    Ok(())
+}
+
+fn spawn_listener(ctx: &Arc<Ctx>, sandbox: &Id, events: broadcast::Receiver<Event>) {
+    tokio::spawn(listen(ctx.clone(), sandbox.clone(), events));
 }
 
 /// Without the shim nobody reaps or logs: what is left of the pod is ended, and said so.
 async fn gone(ctx: &Arc<Ctx>, sandbox: &Id) -> Result<(), Error> {
-    let snapshot = ctx.world.snapshot();
-    if let Some(known) = snapshot.sandboxes.get(sandbox) {
-        let members = snapshot.containers_of(sandbox);
-        let mut cgroups: Vec<_> = members.map(|member| member.cgroups_path.clone()).collect();
-        cgroups.push(known.cgroup_of(sandbox));
-        ctx.shims.sweep(sandbox.as_str(), &cgroups).await?;
-    }
-    ctx.links.set(sandbox, Link::Gone);
-    for member in snapshot.containers_of(sandbox) {
-        state_changes::lost(ctx, &member.id)?;
-    }
+    let known = ctx.world.snapshot().sandboxes.get(sandbox).cloned();
+    let ended = match known {
+        Some(known) => abandon(ctx, &known).await,
+        None => Ok(()),
+    };
+    // Whatever the sweep says: nobody may wait for this shim any more.
+    ctx.links.replace(sandbox, Link::Gone);
+    ended?;
     fail(ctx, sandbox)
 }
 
-/// A ready sandbox whose holder died is no longer ready.
+/// Ends the processes of a pod by its cgroups alone, the shim last, and says so of its containers.
+pub(crate) async fn abandon(ctx: &Arc<Ctx>, sandbox: &Sandbox) -> Result<(), Error> {
+    let members = ctx.members(sandbox);
+    let mut cgroups: Vec<_> = members.iter().map(|member| sandbox.cgroup_of(member)).collect();
+    cgroups.push(sandbox.cgroup_of(&sandbox.id));
+    ctx.shims.sweep(sandbox.id.as_str(), &cgroups).await?;
+    for member in &members {
+        state_changes::lost(ctx, member)?;
+    }
+    Ok(())
+}
+
+/// A sandbox whose holder died is no longer ready, nor can it become so.
 fn fail(ctx: &Ctx, sandbox: &Id) -> Result<(), Error> {
     ctx.change_sandbox(sandbox, |known| {
-        if known.phase == Phase::Ready {
+        let holds = matches!(known.phase, Phase::Starting | Phase::Ready);
+        if holds {
             known.phase = Phase::Failed;
         }
+        holds
     })
 }

@@ -149,6 +149,10 @@ impl Shims {
         }
     }
 
+    pub(crate) fn group_of(&self, id: &str) -> String {
+        self.group.of(id)
+    }
+
     /// Removes the parent of all shims' groups when the last one is gone. For a daemon that leaves the node.
     pub fn prune(&self) {
         self.node.prune(&format!("/{}", self.group.parent.trim_matches('/')));

@@ -22,7 +22,12 @@ impl Shims {
                 .and_then(|r| r.map_err(|e| e.to_string()))
                 .map_err(|e| Error::new(ErrorKind::Failed, id, "sweep", e))?;
             match busy {
-                None => return self.forget(id).await,
+                None => {
+                    // Last, so that a shim which lives has nothing left to report wrongly.
+                    let (node, shim) = (Arc::clone(&self.node), vec![self.group_of(id)]);
+                    let _ = tokio::task::spawn_blocking(move || sweep_once(&node, &shim)).await;
+                    return self.forget(id).await;
+                }
                 Some(group) if tokio::time::Instant::now() > deadline => {
                     let text = format!("processes in cgroup {group} do not end");
                     return Err(Error::new(ErrorKind::Timeout, id, "sweep", text));

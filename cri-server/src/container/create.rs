@@ -62,7 +62,7 @@ async fn create_once(ctx: Arc<Ctx>, sandbox_id: Id, spec: Spec) -> Result<Id, Er
     let container = plan(&ctx, &sandbox_id, id.clone(), spec, &image)?;
     let lock = ctx.locks.of(&id);
     let turn = lock.lock().await;
-    let sandbox = register(&ctx, &container)?;
+    let sandbox = register(&ctx, &container).inspect_err(|_| ctx.locks.forget(&id))?;
     let result = bring_up(&ctx, &sandbox, &container, &image).await;
     drop(turn);
     match result {
@@ -130,7 +130,9 @@ fn plan(
 /// every container, and no later one gets in.
 fn register(ctx: &Ctx, container: &Container) -> Result<Arc<Sandbox>, Error> {
     let dir = ctx.bundle_dir(container);
-    disk::create_dir(&dir.join("rootfs"))?;
+    // Not the parents: a sandbox that is just being removed must not come back as a directory.
+    disk::create_leaf_dir(&dir)?;
+    disk::create_leaf_dir(&dir.join("rootfs"))?;
     ctx.write_container_record(container)?;
     let registered = ctx.world.change(|world| {
         let sandbox = world.sandboxes.get(&container.sandbox_id).cloned();
@@ -162,12 +164,7 @@ async fn bring_up(
     let seccomp_bpf = seccomp_program(ctx, &container.spec)?;
     write_config(ctx, sandbox, container, image, &bundle)?;
     let snapshot = ctx.images.prepare(container.id.as_str(), &image.id).await?;
-    let shim = ctx.shim(&sandbox.id).await.ok_or_else(|| Error::State {
-        operation: "create a container in",
-        kind: "pod sandbox",
-        id: sandbox.id.to_string(),
-        state: "without its shim".to_owned(),
-    })?;
+    let shim = ctx.live_shim(&sandbox.id).await?;
     if let Some(directory) = container.log_path.as_deref().and_then(Path::parent) {
         disk::create_dir_shared(directory)?;
     }
@@ -189,7 +186,11 @@ async fn bring_up(
         limits: runtime::LogLimits::default(),
     };
     let pid = shim.create_container(request).await?.pid;
-    ctx.change_phase(&container.id, |_| Some(Phase::Created { pid }))
+    ctx.change_phase(&container.id, |now| match now {
+        Phase::Creating => Some(Phase::Created { pid }),
+        // It has ended already.
+        _ => None,
+    })
 }
 
 /// The compiled filter; a privileged container has none, whatever it asks for.

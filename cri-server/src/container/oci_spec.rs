@@ -145,7 +145,12 @@ fn namespaces(input: &Input<'_>) -> Value {
     }
     match (&input.spec.security.pid, input.target_pid) {
         (NamespaceMode::Node, _) => {}
-        (NamespaceMode::Pod, _) => list.push(json!({ "type": "pid", "path": pause("pid") })),
+        (NamespaceMode::Pod, _) => match sandbox.spec.pid {
+            NamespaceMode::Pod => list.push(json!({ "type": "pid", "path": pause("pid") })),
+            NamespaceMode::Node => {}
+            // Pause has none of its own then, and the node's was not asked for.
+            _ => list.push(json!({ "type": "pid" })),
+        },
         (NamespaceMode::Target(_), Some(pid)) => {
             list.push(json!({ "type": "pid", "path": format!("/proc/{pid}/ns/pid") }));
         }
@@ -423,6 +428,14 @@ mod tests {
         );
         namespaces_of(
             |spec, _| spec.security.pid = NamespaceMode::Pod,
+            V1,
+            &[("mount", ""), pod[0], pod[1], ipc, ("pid", "")],
+        );
+        namespaces_of(
+            |spec, sandbox| {
+                spec.security.pid = NamespaceMode::Pod;
+                sandbox.spec.pid = NamespaceMode::Pod;
+            },
             V1,
             &[("mount", ""), pod[0], pod[1], ipc, ("pid", "/proc/42/ns/pid")],
         );

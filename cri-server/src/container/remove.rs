@@ -9,7 +9,7 @@ use super::stop::KILL_WAIT;
 use crate::app::Ctx;
 use crate::error::Error;
 use crate::id::Id;
-use crate::store::disk;
+use crate::shims::Reach;
 
 /// Idempotent; an unknown id is success. A running container is killed.
 pub(crate) async fn remove(ctx: Arc<Ctx>, id: String) -> Result<(), Error> {
@@ -41,14 +41,19 @@ pub(crate) async fn down(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
     let lock = ctx.locks.of(id);
     let turn = lock.lock().await;
     let Some(container) = ctx.world.snapshot().containers.get(id).cloned() else { return Ok(()) };
-    ctx.change_phase(id, |_| Some(Phase::Removing))?;
-    match ctx.shim(&container.sandbox_id).await {
-        Some(shim) => delete(&shim, id).await?,
-        None => ctx.shims.sweep(id.as_str(), &[container.cgroups_path.clone()]).await?,
+    if let Err(error) = ctx.change_phase(id, |_| Some(Phase::Removing)) {
+        // A full disk must not keep anything from being removed.
+        tracing::warn!(container = %id, %error, "could not record the removal");
+    }
+    match ctx.reach(&container.sandbox_id).await {
+        Reach::Live(shim) => delete(&shim, id).await?,
+        Reach::Silent => {
+            ctx.live_shim(&container.sandbox_id).await?;
+        }
+        Reach::Gone => ctx.shims.sweep(id.as_str(), &[container.cgroups_path.clone()]).await?,
     }
     ctx.images.discard(id.as_str()).await?;
-    disk::remove_dir(&ctx.bundle_dir(&container))?;
-    ctx.world.change(|world| world.containers.remove(id));
+    ctx.drop_container(&container)?;
     drop(turn);
     ctx.locks.forget(id);
     ctx.stops.forget(id);

@@ -28,6 +28,9 @@ pub(crate) async fn start(ctx: Arc<Ctx>, id: String) -> Result<(), Error> {
             // The kubelet expects the container EXITED with the reason, not gone.
             if error.kind == runtime::ErrorKind::Failed {
                 state_changes::start_failed(&ctx, &container.id, error.to_string())?;
+            } else if let Ok(inventory) = shim.inventory().await {
+                // Too slow an answer is no answer: what became of it, the shim knows.
+                state_changes::apply(&ctx, &inventory.containers)?;
             }
             Err(error.into())
         }

@@ -59,8 +59,9 @@ pub(crate) fn start_failed(ctx: &Ctx, id: &Id, message: String) -> Result<(), Er
 fn finish(ctx: &Ctx, id: &Id, exit: impl FnOnce(i64) -> Exit) -> Result<(), Error> {
     ctx.change_phase(id, |now| match now {
         Phase::Running { started_at_ns, .. } => Some(Phase::Exited(exit(*started_at_ns))),
-        Phase::Created { .. } => Some(Phase::Exited(exit(0))),
-        Phase::Creating | Phase::Exited(_) | Phase::Removing => None,
+        // The shim tells the end only of what it has created, but may tell it before we wrote so.
+        Phase::Created { .. } | Phase::Creating => Some(Phase::Exited(exit(0))),
+        Phase::Exited(_) | Phase::Removing => None,
     })
 }
 

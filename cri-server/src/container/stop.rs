@@ -11,6 +11,7 @@ use super::state::{Decision, Phase, Request, decide};
 use crate::app::Ctx;
 use crate::error::Error;
 use crate::id::Id;
+use crate::shims::Reach;
 
 /// How long a killed process may take to be gone. Only a process in uninterruptible sleep takes
 /// longer, and then the caller should hear about it.
@@ -53,10 +54,11 @@ pub(crate) async fn stop(ctx: Arc<Ctx>, id: String, grace_s: i64) -> Result<(), 
         return Ok(());
     }
     let id = &container.id;
-    let shim = match ctx.shim(&container.sandbox_id).await {
-        Some(shim) => shim,
+    let shim = match ctx.reach(&container.sandbox_id).await {
+        Reach::Live(shim) => shim,
+        Reach::Silent => ctx.live_shim(&container.sandbox_id).await?,
         // Without a shim the cgroup is the truth: empty it, and the container has ended.
-        None => {
+        Reach::Gone => {
             ctx.shims.sweep(id.as_str(), &[container.cgroups_path.clone()]).await?;
             return super::state_changes::lost(&ctx, id);
         }

@@ -34,12 +34,9 @@ impl Service {
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let call = Call::begin(self.ctx.clone(), method, object);
-        let task = tokio::spawn(work(self.ctx.clone()));
-        let result = match task.await {
-            Ok(result) => result,
-            Err(_) => Err(Error::Panicked { operation: method }),
-        };
-        call.end(result)
+        let work = work(self.ctx.clone());
+        let done = tokio::spawn(async move { call.end(work.await) }).await;
+        done.unwrap_or_else(|_| Err(status::status(&Error::Panicked { operation: method })))
     }
 
     /// Runs a call that ends with its caller: reads, and pulls, which the caller may cancel.
@@ -97,6 +94,9 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.code = Code::Internal;
+        }
         let elapsed = self.begun.elapsed();
         self.ctx.metrics.end(self.method, self.code, elapsed);
         self.ctx.calls.send_modify(|calls| *calls -= 1);

@@ -17,6 +17,9 @@ use crate::store::operations::Key;
 /// Size of the pod's /dev/shm; the same as Docker's and the peers'.
 const SHM_BYTES: u64 = 64 << 20;
 
+/// Longest label of a host name (RFC 1123); the kernel's UTS field holds one byte more.
+const HOSTNAME_MAX: usize = 63;
+
 /// Answers a repeat of the same request with the same sandbox, during and after the first.
 pub(crate) async fn run(ctx: Arc<Ctx>, spec: Spec) -> Result<Id, Error> {
     ctx.config.runtime.handler(&spec.runtime_handler)?;
@@ -80,7 +83,7 @@ fn plan(ctx: &Ctx, id: Id, spec: Spec) -> Result<Sandbox, Error> {
     let hostname = match (&spec.network, spec.hostname.as_str()) {
         (NamespaceMode::Node, _) => node_hostname()?,
         // A pod's name may be longer than the kernel's UTS field.
-        (_, "") => spec.metadata.name.chars().take(63).collect(),
+        (_, "") => fitting(&spec.metadata.name),
         (_, hostname) => hostname.to_owned(),
     };
     Ok(Sandbox {
@@ -97,6 +100,14 @@ fn plan(ctx: &Ctx, id: Id, spec: Spec) -> Result<Sandbox, Error> {
         pause_pid: 0,
         hostname,
     })
+}
+
+fn fitting(name: &str) -> String {
+    let mut end = name.len().min(HOSTNAME_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name[..end].trim_end_matches(['-', '.']).to_owned()
 }
 
 fn node_hostname() -> Result<String, Error> {
@@ -130,7 +141,11 @@ async fn bring_up(ctx: &Arc<Ctx>, mut sandbox: Sandbox, dir: &Path) -> Result<()
     ctx.change_sandbox(&sandbox.id, |known| {
         known.addresses = sandbox.addresses;
         known.pause_pid = pause_pid;
-        known.phase = Phase::Ready;
+        // Pause may have ended already; then the sandbox has failed.
+        if known.phase == Phase::Starting {
+            known.phase = Phase::Ready;
+        }
+        true
     })
 }
 

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use runtime::ErrorKind;
+
 use super::Sandbox;
 use super::spec::NamespaceMode;
 use super::state::Phase;
@@ -11,7 +13,7 @@ use crate::app::Ctx;
 use crate::container;
 use crate::error::Error;
 use crate::id::Id;
-use crate::store::disk;
+use crate::shims::{self, Reach};
 
 /// Ends every process of the pod and gives its network back; the sandbox stays on record.
 pub(crate) async fn stop(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
@@ -24,46 +26,61 @@ async fn stop_locked(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
     let Some(sandbox) = ctx.world.snapshot().sandboxes.get(id).cloned() else { return Ok(()) };
     match sandbox.phase {
         Phase::NotReady => return Ok(()),
-        Phase::Starting | Phase::Removing => {}
-        Phase::Ready | Phase::Failed | Phase::Stopping => {
-            ctx.change_sandbox(id, |sandbox| sandbox.phase = Phase::Stopping)?;
-        }
+        Phase::Removing => {}
+        // Nobody was told of it: whatever happens on the way down, it is one to finish.
+        Phase::Starting => enter(ctx, id, Phase::Removing),
+        Phase::Ready | Phase::Failed | Phase::Stopping => enter(ctx, id, Phase::Stopping),
     }
     end_processes(ctx, &sandbox).await?;
     if sandbox.spec.network != NamespaceMode::Node {
-        ctx.network.detach(&sandbox).await?;
+        ctx.network.detach(id, &sandbox.spec.metadata.pod()).await?;
     }
-    if let Some(shim) = ctx.shim(id).await {
+    end_shim(ctx, id).await?;
+    if sandbox.phase.is_shown() {
+        enter(ctx, id, Phase::NotReady);
+    }
+    Ok(())
+}
+
+/// A full disk must not keep anything from being taken down.
+fn enter(ctx: &Ctx, id: &Id, phase: Phase) {
+    let entered = ctx.change_sandbox(id, |sandbox| {
+        sandbox.phase = phase;
+        true
+    });
+    if let Err(error) = entered {
+        tracing::warn!(sandbox = %id, %error, "could not record that it is {}", phase.word());
+    }
+}
+
+async fn end_processes(ctx: &Arc<Ctx>, sandbox: &Sandbox) -> Result<(), Error> {
+    if let Reach::Live(shim) = ctx.reach(&sandbox.id).await {
+        match shim.stop_sandbox().await {
+            Ok(()) => {
+                let inventory = shim.inventory().await?;
+                return container::state_changes::apply(ctx, &inventory.containers);
+            }
+            // A shim that is wedged is of no use to its pod.
+            Err(error) if matches!(error.kind, ErrorKind::Timeout | ErrorKind::Gone) => {
+                ctx.forget_shim(&sandbox.id);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    shims::abandon(ctx, sandbox).await
+}
+
+async fn end_shim(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
+    if let Reach::Live(shim) = ctx.reach(id).await {
         // Forgotten first: the end of its connection is no loss.
         ctx.forget_shim(id);
         if let Err(error) = shim.shutdown().await {
-            ctx.adopt_shim(id, shim);
+            ctx.remember_shim(id, shim);
             return Err(error.into());
         }
         ctx.shims.forget(id.as_str()).await?;
     }
     ctx.forget_shim(id);
-    if sandbox.phase.is_shown() {
-        ctx.change_sandbox(id, |sandbox| sandbox.phase = Phase::NotReady)?;
-    }
-    Ok(())
-}
-
-async fn end_processes(ctx: &Arc<Ctx>, sandbox: &Sandbox) -> Result<(), Error> {
-    if let Some(shim) = ctx.shim(&sandbox.id).await {
-        shim.stop_sandbox().await?;
-        let inventory = shim.inventory().await?;
-        container::state_changes::apply(ctx, &inventory.containers)?;
-        return Ok(());
-    }
-    let snapshot = ctx.world.snapshot();
-    let members = snapshot.containers_of(&sandbox.id);
-    let mut cgroups: Vec<String> = members.map(|member| member.cgroups_path.clone()).collect();
-    cgroups.push(sandbox.cgroup_of(&sandbox.id));
-    ctx.shims.sweep(sandbox.id.as_str(), &cgroups).await?;
-    for member in snapshot.containers_of(&sandbox.id) {
-        container::state_changes::lost(ctx, &member.id)?;
-    }
     Ok(())
 }
 
@@ -73,17 +90,30 @@ pub(crate) async fn remove(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
     let turn = lock.lock().await;
     let Some(sandbox) = ctx.world.snapshot().sandboxes.get(id).cloned() else { return Ok(()) };
     stop_locked(ctx, id).await?;
-    ctx.change_sandbox(id, |sandbox| sandbox.phase = Phase::Removing)?;
-    let snapshot = ctx.world.snapshot();
-    for member in snapshot.containers_of(id) {
-        container::remove::down(ctx, &member.id).await?;
+    enter(ctx, id, Phase::Removing);
+    for member in ctx.members(&sandbox) {
+        container::remove::down(ctx, &member).await?;
+        // One with a damaged record is known by its directory only, which goes with the pod's.
+        ctx.images.discard(member.as_str()).await?;
     }
     if sandbox.owns_cgroup_parent {
         ctx.remove_cgroup(&sandbox.cgroup_parent).await?;
     }
-    disk::remove_dir(&ctx.sandbox_dir(id))?;
-    ctx.world.change(|world| world.sandboxes.remove(id));
+    ctx.drop_sandbox(id)?;
     drop(turn);
     ctx.locks.forget(id);
     Ok(())
+}
+
+/// Takes back a sandbox whose record is damaged: it is known by its directory alone, and so is
+/// what its shim holds.
+pub(crate) async fn remove_unrecorded(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
+    ctx.find_shim(id);
+    end_shim(ctx, id).await?;
+    ctx.shims.sweep(id.as_str(), &[]).await?;
+    ctx.network.detach(id, "with a damaged record").await?;
+    for member in crate::store::recover::ids_below(&ctx.sandbox_dir(id).join("containers")) {
+        ctx.images.discard(member.as_str()).await?;
+    }
+    ctx.drop_sandbox(id)
 }

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -116,6 +116,11 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     write().map_err(io_error("write the record", path))
 }
 
+/// A private directory in one that exists.
+pub(crate) fn create_leaf_dir(path: &Path) -> Result<(), DiskError> {
+    fs::DirBuilder::new().mode(0o700).create(path).map_err(io_error("create the directory", path))
+}
+
 /// A private directory and its parents.
 pub(crate) fn create_dir(path: &Path) -> Result<(), DiskError> {
     make_dir(path, 0o700)
@@ -148,6 +153,8 @@ fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DiskError
     let write = || -> io::Result<()> {
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+        // The daemon's umask may be stricter than what containers need.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)
     };
     write().map_err(io_error("write", path))

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::disk;
 use super::world::Snapshot;
@@ -40,6 +41,11 @@ pub(crate) fn load(pods: &Path) -> Snapshot {
     snapshot
 }
 
+/// The ids that directories below `dir` are named by.
+pub(crate) fn ids_below(dir: &Path) -> Vec<Id> {
+    subdirectories(dir).iter().filter_map(|dir| Id::parse(&name(dir))).collect()
+}
+
 fn subdirectories(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let paths = entries.flatten().map(|entry| entry.path());
@@ -63,8 +69,15 @@ fn record<T: serde::de::DeserializeOwned>(dir: &Path, kind: &str) -> Option<T> {
     let path = dir.join("record");
     match disk::read_record(&path, kind) {
         Ok(value) => Some(value),
-        Err(error) => {
-            tracing::error!(%error, "quarantined a record");
+        // Not readable now is not damaged: it stays where it is for the next start.
+        Err(error @ disk::DiskError::Io { .. }) => {
+            if path.exists() {
+                tracing::error!(%error, "could not read a record");
+            }
+            None
+        }
+        Err(error @ disk::DiskError::Damaged { .. }) => {
+            tracing::error!(%error, "quarantined a record; its processes keep running");
             let aside = dir.join(QUARANTINED);
             if let Err(error) = fs::rename(&path, &aside) {
                 tracing::warn!(%error, path = %path.display(), "could not put the record aside");
@@ -96,6 +109,29 @@ pub(crate) async fn resume(ctx: &Arc<Ctx>) {
         }
     }
     collect(ctx).await;
+    tokio::spawn(finish_later(ctx.clone()));
+}
+
+/// How often what could not be taken down is tried again.
+const RETRY_EVERY: Duration = Duration::from_secs(10);
+
+/// Nobody else comes back to what is hidden already: a removal that failed on its way, or the
+/// roll-back of a creation.
+async fn finish_later(ctx: Arc<Ctx>) {
+    loop {
+        tokio::time::sleep(RETRY_EVERY).await;
+        let snapshot = ctx.world.snapshot();
+        for container in snapshot.containers.values() {
+            if container.phase == container::state::Phase::Removing {
+                report(container::remove::down(&ctx, &container.id).await, &container.id);
+            }
+        }
+        for sandbox in snapshot.sandboxes.values() {
+            if sandbox.phase == Phase::Removing {
+                report(teardown::remove(&ctx, &sandbox.id).await, &sandbox.id);
+            }
+        }
+    }
 }
 
 /// Gives back what no directory stands for any more: after a reboot the state directory is empty,

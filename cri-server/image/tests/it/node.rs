@@ -77,9 +77,12 @@ pub(crate) fn names(directory: &Path) -> Vec<String> {
 }
 
 fn walk(root: &Path, directory: &Path, found: &mut Vec<String>) {
-    for entry in std::fs::read_dir(directory).unwrap() {
+    // What goes while we look is not left behind: staging is removed in the background.
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries {
         let path = entry.unwrap().path();
-        if path.symlink_metadata().unwrap().is_dir() {
+        let Ok(metadata) = path.symlink_metadata() else { continue };
+        if metadata.is_dir() {
             walk(root, &path, found);
         } else {
             found.push(path.strip_prefix(root).unwrap().to_string_lossy().into_owned());

@@ -110,6 +110,9 @@ fn log_path(path: String) -> Result<String, Error> {
 fn mount(mount: cri::Mount) -> Result<Mount, Error> {
     let field = format!("config.mounts[{}]", shown(&mount.container_path));
     let container_path = absolute(&field, &mount.container_path)?;
+    if container_path.parent().is_none() {
+        return Err(Error::invalid(field, "a volume cannot take the place of the root"));
+    }
     if mount.image.is_some() {
         return Err(unsupported(&field, "image volumes are not served yet"));
     }
@@ -174,15 +177,25 @@ pub(crate) fn resources(
 ) -> Result<Resources, Error> {
     let given = resources.unwrap_or_default();
     let field = |name: &str| format!("config.linux.resources.{name}");
-    for (name, value) in [
-        ("cpu_period", given.cpu_period),
-        ("cpu_shares", given.cpu_shares),
-        ("memory_limit_in_bytes", given.memory_limit_in_bytes.max(-1) + 1),
-        ("memory_swap_limit_in_bytes", given.memory_swap_limit_in_bytes.max(-1) + 1),
+    // −1 means no limit where it has a meaning.
+    for (name, value, least) in [
+        ("cpu_period", given.cpu_period, 0),
+        ("cpu_quota", given.cpu_quota, -1),
+        ("cpu_shares", given.cpu_shares, 0),
+        ("memory_limit_in_bytes", given.memory_limit_in_bytes, -1),
+        ("memory_swap_limit_in_bytes", given.memory_swap_limit_in_bytes, -1),
     ] {
-        if value < 0 {
-            return Err(Error::invalid(field(name), format!("{value} is negative")));
+        if value < least {
+            return Err(Error::invalid(field(name), format!("{value} is below {least}")));
         }
+    }
+    let page_size = |size: &str| {
+        let digits = ["KB", "MB", "GB"].iter().find_map(|unit| size.strip_suffix(unit));
+        digits.is_some_and(|d| !d.is_empty() && d.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    if let Some(limit) = given.hugepage_limits.iter().find(|limit| !page_size(&limit.page_size)) {
+        let problem = format!("{:?} is no page size such as 2MB", limit.page_size);
+        return Err(Error::invalid(field("hugepage_limits"), problem));
     }
     if !(-1000..=1000).contains(&given.oom_score_adj) {
         let problem = format!("{} is not between -1000 and 1000", given.oom_score_adj);
@@ -218,6 +231,13 @@ fn security(context: Option<cri::LinuxContainerSecurityContext>) -> Result<Secur
         namespaces.userns_options.as_ref(),
     )?;
     apparmor(given.apparmor.as_ref())?;
+    #[expect(deprecated, reason = "older kubelets still send these")]
+    for (name, text, superseded) in [
+        ("apparmor_profile", &given.apparmor_profile, given.apparmor.is_some()),
+        ("seccomp_profile_path", &given.seccomp_profile_path, given.seccomp.is_some()),
+    ] {
+        deprecated_profile(&field(name), text, superseded)?;
+    }
     let run_as = match (&given.run_as_user, given.run_as_username.as_str()) {
         (Some(uid), _) => RunAs::Uid(kernel_id(&field("run_as_user"), uid.value)?),
         (None, "") => RunAs::Image,
@@ -249,8 +269,14 @@ fn security(context: Option<cri::LinuxContainerSecurityContext>) -> Result<Secur
             .into_iter()
             .map(group)
             .collect::<Result<_, _>>()?,
-        strict_groups: given.supplemental_groups_policy
-            == cri::SupplementalGroupsPolicy::Strict as i32,
+        strict_groups: match given.supplemental_groups_policy.try_into() {
+            Ok(cri::SupplementalGroupsPolicy::Merge) => false,
+            Ok(cri::SupplementalGroupsPolicy::Strict) => true,
+            Err(_) => {
+                let problem = format!("{} is no policy", given.supplemental_groups_policy);
+                return Err(Error::invalid(field("supplemental_groups_policy"), problem));
+            }
+        },
         readonly_rootfs: given.readonly_rootfs,
         no_new_privs: given.no_new_privs,
         masked_paths: paths(&field("masked_paths"), given.masked_paths)?,
@@ -275,17 +301,30 @@ fn apparmor(profile: Option<&cri::SecurityProfile>) -> Result<(), Error> {
     }
 }
 
+/// The deprecated fields name a profile by text. What would confine the container is refused
+/// here, unless the new field speaks for it; the other texts mean what the absent field means.
+fn deprecated_profile(field: &str, text: &str, superseded: bool) -> Result<(), Error> {
+    match text {
+        "" | "unconfined" => Ok(()),
+        _ if superseded => Ok(()),
+        "runtime/default" | "docker/default" if field.ends_with("apparmor_profile") => Ok(()),
+        text => Err(unsupported(field, &format!("{text:?} has to be given by the new field"))),
+    }
+}
+
 fn seccomp(profile: Option<&cri::SecurityProfile>) -> Result<Seccomp, Error> {
     use cri::security_profile::ProfileType;
     let Some(profile) = profile else { return Ok(Seccomp::Unconfined) };
-    match profile.profile_type() {
-        ProfileType::RuntimeDefault => Ok(Seccomp::RuntimeDefault),
-        ProfileType::Unconfined => Ok(Seccomp::Unconfined),
-        ProfileType::Localhost => {
-            let field = "config.linux.security_context.seccomp.localhost_ref";
-            let path: PathBuf = absolute(field, &profile.localhost_ref)?;
+    let field = "config.linux.security_context.seccomp";
+    match profile.profile_type.try_into() {
+        Ok(ProfileType::RuntimeDefault) => Ok(Seccomp::RuntimeDefault),
+        Ok(ProfileType::Unconfined) => Ok(Seccomp::Unconfined),
+        Ok(ProfileType::Localhost) => {
+            let path: PathBuf =
+                absolute(&format!("{field}.localhost_ref"), &profile.localhost_ref)?;
             Ok(Seccomp::Localhost(path))
         }
+        Err(_) => Err(Error::invalid(field, format!("{} is no type", profile.profile_type))),
     }
 }
 

@@ -176,6 +176,10 @@ fn sysctls(spec: &Spec) -> Result<(), Error> {
                 format!("{key:?} would change the node, whose namespace this pod uses"),
             ));
         }
+        if spec.sysctls[key].contains(['\n', '\0']) {
+            let problem = format!("the value of {key:?} holds a line break");
+            return Err(Error::invalid("config.linux.sysctls", problem));
+        }
         if key.contains("..") || key.contains(|c: char| c.is_whitespace() || c.is_control()) {
             return Err(Error::invalid("config.linux.sysctls", format!("{key:?} is no sysctl")));
         }
