@@ -64,6 +64,11 @@ impl Ctx {
         self.config.state.join("pods").join(id.as_str())
     }
 
+    /// The parent cgroup of a pod that comes without one.
+    pub(crate) fn own_cgroup_parent(&self, id: &Id) -> String {
+        format!("{}/pod-{id}", self.config.runtime.cgroup_parent)
+    }
+
     pub(crate) fn bundle_dir(&self, container: &Container) -> PathBuf {
         let sandbox = self.sandbox_dir(&container.sandbox_id);
         sandbox.join("containers").join(container.id.as_str())

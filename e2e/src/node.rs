@@ -270,6 +270,12 @@ impl Node {
         i32::try_from(info["pid"].as_i64().expect("info has a pid")).unwrap()
     }
 
+    /// The process of a pod's shim.
+    pub fn shim_of(&self, pod: &Pod) -> i32 {
+        let file = self.state_dir().join("pods").join(&pod.id).join("shim.pid");
+        fs::read_to_string(file).expect("shim.pid").trim().parse().expect("a pid")
+    }
+
     fn log_path(&self) -> PathBuf {
         self.slot.var_dir().join("daemon.log")
     }

@@ -88,7 +88,7 @@ fn plan(ctx: &Ctx, id: Id, spec: Spec) -> Result<Sandbox, Error> {
     };
     Ok(Sandbox {
         cgroup_parent: match owns_cgroup_parent {
-            true => format!("{}/pod-{id}", ctx.config.runtime.cgroup_parent),
+            true => ctx.own_cgroup_parent(&id),
             false => spec.cgroup_parent.clone(),
         },
         id,

@@ -110,7 +110,7 @@ pub(crate) async fn remove(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
 pub(crate) async fn remove_unrecorded(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
     ctx.find_shim(id);
     end_shim(ctx, id).await?;
-    ctx.shims.sweep(id.as_str(), &[]).await?;
+    ctx.shims.sweep(id.as_str(), &[ctx.own_cgroup_parent(id)]).await?;
     ctx.network.detach(id, "with a damaged record").await?;
     for member in crate::store::recover::ids_below(&ctx.sandbox_dir(id).join("containers")) {
         ctx.images.discard(member.as_str()).await?;

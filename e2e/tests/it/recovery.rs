@@ -7,6 +7,7 @@ use e2e::{ContainerSpec, Node, container, image, pod, wait};
 use k8s_cri::v1 as cri;
 use k8s_cri::v1::ContainerState::{ContainerExited, ContainerRunning};
 use k8s_cri::v1::PodSandboxState::{SandboxNotready, SandboxReady};
+use rustix::process::{Pid, Signal, kill_process};
 
 #[tokio::test]
 async fn kill_9_and_a_start_change_nothing_for_a_running_pod() {
@@ -188,6 +189,60 @@ async fn a_record_that_cannot_be_read_does_not_stop_the_daemon() {
         String::from_utf8_lossy(&kept.stdout).contains(&spoiled.id),
         "nothing of it was removed"
     );
+}
+
+#[tokio::test]
+async fn a_shim_that_does_not_answer_keeps_its_pod_until_it_is_stopped() {
+    let mut node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("silent")).await;
+    let container = pod.start(&sleeper("main")).await;
+    let pid = node.pid_of(&container).await;
+    let shim = node.shim_of(&pod);
+    kill_process(Pid::from_raw(shim).unwrap(), Signal::STOP).unwrap();
+    node.kill9();
+    node.spawn().await;
+    tokio::time::sleep(Duration::from_secs(2)).await; // longer than the daemon waits for a hello
+    assert_eq!(pod.status().await.state(), SandboxReady);
+    assert_eq!(container.state().await, ContainerRunning);
+    assert!(fs::exists(format!("/proc/{pid}")).unwrap(), "an overloaded node kills nothing");
+    let refusal = container.try_exec(&["true"], 5).await.unwrap_err();
+    assert!(refusal.message().contains("does not answer"), "{refusal}");
+
+    kill_process(Pid::from_raw(shim).unwrap(), Signal::CONT).unwrap();
+    wait::until_async("the shim is found again", e2e::pod::SOON, async || {
+        container.try_exec(&["true"], 5).await.ok()
+    })
+    .await;
+
+    kill_process(Pid::from_raw(shim).unwrap(), Signal::STOP).unwrap();
+    node.kill9();
+    node.spawn().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    pod.stop().await;
+    assert_eq!(pod.status().await.state(), SandboxNotready);
+    assert!(!fs::exists(format!("/proc/{pid}/exe")).unwrap_or(false), "the workload is gone");
+    pod.remove().await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_damaged_record_costs_its_pod_nothing_and_the_pod_can_be_removed() {
+    let mut node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("damaged")).await;
+    let container = pod.start(&sleeper("main")).await;
+    let pid = node.pid_of(&container).await;
+    let other = node.run_pod(e2e::pod("whole")).await;
+    let dir = node.state_dir().join("pods").join(&pod.id);
+    node.kill9();
+    fs::write(dir.join("record"), "rubbish").unwrap();
+    node.spawn().await;
+    assert_eq!(other.status().await.state(), SandboxReady);
+    assert!(fs::exists(format!("/proc/{pid}/exe")).unwrap(), "the workload runs on");
+    assert!(dir.join("record.quarantined").exists());
+    pod.remove().await;
+    assert!(!dir.exists());
+    other.remove().await;
+    node.finish().await;
 }
 
 fn sleeper(name: &str) -> ContainerSpec {
