@@ -69,6 +69,39 @@ async fn a_missing_command_is_a_start_error_that_names_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hooks_of_the_creation_run_and_those_the_shim_does_not_run_are_refused_by_name() {
+    let Some(node) = Node::start("hooks").await else { return };
+    let told = node.scratch("hook").join("told");
+    let script = format!("cat > {}; echo from-hook > rootfs/hooked", told.display());
+    let bundle = node.pod_dir().join("containers/hooks-c1");
+    let mut payload = Payload::sh("cat /hooked");
+    payload.hooks = serde_json::json!({
+        "createContainer": [{ "path": "/bin/sh",
+            "args": ["sh", "-c", format!("cd {}; {script}", bundle.display())] }],
+        "createRuntime": [{ "path": "/bin/true", "timeout": 5 }],
+    })
+    .to_string();
+    let c = node.create("c1", payload).await.expect("create");
+    c.start().await.expect("start");
+    assert_eq!((c.exit().await.code, c.text()), (0, "from-hook\n".to_owned()));
+    let state: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(told).expect("told")).expect("JSON");
+    assert_eq!(state["bundle"], bundle.to_string_lossy().as_ref());
+    for (name, stage) in [
+        ("createRuntime", "createRuntime hook"),
+        ("poststart", "hooks.poststart"),
+        ("poststop", "hooks.poststop"),
+    ] {
+        let mut payload = Payload::sh("true");
+        payload.hooks = serde_json::json!({ name: [{ "path": "/bin/false" }] }).to_string();
+        let error = node.create("c2", payload).await.expect_err(name);
+        assert_eq!(error.stage, stage, "{error}");
+        assert!(!node.hierarchies.exists(&node.group("c2")), "{name}");
+    }
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_missing_mount_source_fails_the_creation_with_its_path_and_leaves_nothing() {
     let Some(node) = Node::start("source").await else { return };
     let mut payload = Payload::sh("true");

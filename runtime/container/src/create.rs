@@ -1,12 +1,15 @@
 //! The creator: makes the control group, opens what the host must open, and clones init.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
 use crate::error::{At, Error};
+use crate::hooks::Moment;
 use crate::plan::{Namespace, Plan};
 use crate::sources::{self, Sources};
-use crate::sys::process::{CloneArgs, clone};
+use crate::sys::process::{CloneArgs, clone, close_copy};
 use crate::{channel, init};
 
 pub use crate::overlay::Upper;
@@ -116,12 +119,68 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     let namespaces = c.plan.namespaces.new & !(Namespace::Cgroup as u64);
     let cgroup = sources.groups.born.as_ref().map(AsRawFd::as_raw_fd);
     let args = CloneArgs { namespaces, sibling: c.sibling, cgroup };
-    clone(args, || run_init(c, &sources))
-        .at("clone init", format!("clone3 with namespaces {namespaces:#x}"))
+    let gate = Gate::new(c.plan)?;
+    let pid = clone(args, || run_init(c, &sources, gate.as_ref()))
+        .at("clone init", format!("clone3 with namespaces {namespaces:#x}"))?;
+    match gate {
+        None => Ok(pid),
+        Some(gate) => gate.keep(c, pid).map(|()| pid),
+    }
 }
 
-fn run_init(c: &Creation<'_>, sources: &Sources) -> i32 {
-    let error = init::run(c, sources);
+/// Where init waits for the hooks that run on the host.
+#[derive(Debug)]
+struct Gate {
+    creator: OwnedFd,
+    init: OwnedFd,
+}
+
+impl Gate {
+    /// None when there are no such hooks.
+    fn new(plan: &Plan) -> Result<Option<Self>, Error> {
+        if plan.hooks.create_runtime.is_empty() {
+            return Ok(None);
+        }
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let (creator, init) = socketpair(family, kind, SocketFlags::CLOEXEC, None)
+            .at("createRuntime hook", "make a socket pair")?;
+        Ok(Some(Self { creator, init }))
+    }
+
+    /// The creator's side: when init has come to the gate, the hooks run, and then it may pass.
+    fn keep(self, c: &Creation<'_>, pid: i32) -> Result<(), Error> {
+        drop(self.init);
+        let mut byte = [0];
+        if !matches!(
+            rustix::io::retry_on_intr(|| rustix::io::read(&self.creator, &mut byte)),
+            Ok(1)
+        ) {
+            return Ok(()); // init has failed on the way and has said so
+        }
+        let result = c.plan.hooks.run(Moment::CreateRuntime, pid, c.bundle);
+        match &result {
+            Ok(()) => drop(rustix::io::write(&self.creator, &byte)),
+            // Before the gate closes, so that this is the reason that is heard first.
+            Err(error) => channel::say_failed(c.channel, error),
+        }
+        result
+    }
+
+    /// Init's side.
+    fn pass(&self) -> Result<(), Error> {
+        const STAGE: &str = "createRuntime hook";
+        close_copy(self.creator.as_fd());
+        rustix::io::write(&self.init, b"?").at(STAGE, "tell the creator")?;
+        let mut byte = [0];
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.init, &mut byte)) {
+            Ok(1) => Ok(()),
+            _ => Err(Error::new(STAGE, "the creator gave up")),
+        }
+    }
+}
+
+fn run_init(c: &Creation<'_>, sources: &Sources, gate: Option<&Gate>) -> i32 {
+    let error = init::run(c, sources, &|| gate.map_or(Ok(()), Gate::pass));
     channel::say_failed(c.channel.as_fd(), &error);
     1
 }

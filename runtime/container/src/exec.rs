@@ -101,6 +101,7 @@ fn become_it(
         seccomp: e.seccomp,
         sealed: None,
         preserve_fds: e.preserve_fds,
+        hooks: None,
     };
     process::become_it(e.process, &ending)
 }

@@ -11,6 +11,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::create::{Creation, Program, Rootfs, Start, Stdio};
 use crate::error::{At, Error};
+use crate::hooks::Moment;
 use crate::plan::{Namespace, Plan};
 use crate::process::{self, Ending};
 use crate::root::Root;
@@ -19,13 +20,22 @@ use crate::sys::process::{close_all_except, set_stdio, unshare};
 use crate::{channel, dev, mask, mounts};
 
 /// Runs in the new process; returns only when something failed or the parent is gone.
-pub(crate) fn run(c: &Creation<'_>, sources: &Sources) -> Error {
-    match build_and_become(c, sources) {
+/// `gate` returns when the hooks on the host are through.
+pub(crate) fn run(
+    c: &Creation<'_>,
+    sources: &Sources,
+    gate: &dyn Fn() -> Result<(), Error>,
+) -> Error {
+    match build_and_become(c, sources, gate) {
         Err(error) => error,
     }
 }
 
-fn build_and_become(c: &Creation<'_>, sources: &Sources) -> Result<Infallible, Error> {
+fn build_and_become(
+    c: &Creation<'_>,
+    sources: &Sources,
+    gate: &dyn Fn() -> Result<(), Error>,
+) -> Result<Infallible, Error> {
     let plan = c.plan;
     begin(c, sources)?;
     for (kind, fd) in sources.joins.iter().filter(|(k, _)| *k != Namespace::Pid) {
@@ -66,6 +76,8 @@ fn build_and_become(c: &Creation<'_>, sources: &Sources) -> Result<Infallible, E
     if plan.root_readonly {
         mounts::make_readonly(&root)?;
     }
+    gate()?;
+    plan.hooks.run(Moment::CreateContainer, process::own_pid(), c.bundle)?;
     pivot(&root, plan)?;
     drop(root);
     channel::say_ready(c.channel, terminal.as_ref().map(AsFd::as_fd))?;
@@ -101,6 +113,7 @@ fn become_on_start(c: &Creation<'_>, channel: BorrowedFd<'_>) -> Result<Infallib
         seccomp: c.seccomp.as_deref(),
         sealed,
         preserve_fds: c.extras.preserve_fds,
+        hooks: Some((&c.plan.hooks, c.bundle)),
     };
     process::become_it(&c.plan.process, &ending)
 }

@@ -11,6 +11,7 @@ pub mod create;
 pub mod error;
 pub mod exec;
 pub mod external;
+pub mod hooks;
 pub mod identity;
 pub mod options;
 pub mod plan;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::capabilities::{self, Sets};
 use crate::error::Error;
+use crate::hooks::{self, Hooks};
 use crate::options::{self, Options, Propagation};
 use crate::spec::{self, IdMapping, Spec};
 
@@ -16,6 +17,8 @@ pub struct Facts {
     pub capabilities: u64,
     /// A compiled seccomp program comes along, so `linux.seccomp` needs no compiling here.
     pub seccomp_compiled: bool,
+    /// The caller runs the hooks that come after the start and after the end.
+    pub later_hooks: bool,
 }
 
 /// A container, decided.
@@ -39,6 +42,7 @@ pub struct Plan {
     pub process: Process,
     pub cgroup: String,
     pub resources: cgroup::Resources,
+    pub hooks: Hooks,
 }
 
 /// The kinds of namespace, with the bit that clone and setns know them by.
@@ -142,7 +146,14 @@ const DEFAULT_UMASK: u32 = 0o022;
 pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
     let empty = spec::Linux::default();
     let linux = spec.linux.as_ref().unwrap_or(&empty);
-    refuse_unserved(spec, linux, facts)?;
+    refuse_unserved(linux, facts)?;
+    let hooks = hooks::read(spec, &facts.id)?;
+    if !facts.later_hooks {
+        refuse(&[
+            ("hooks.poststart", !hooks.poststart.is_empty()),
+            ("hooks.poststop", !hooks.poststop.is_empty()),
+        ])?;
+    }
     let namespaces = namespaces(linux)?;
     let has = |ns: Namespace| {
         namespaces.new & ns as u64 != 0 || namespaces.join.iter().any(|(k, _)| *k == ns)
@@ -184,6 +195,7 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
         process: plan_process(process, facts)?,
         cgroup: cgroup_path(linux.cgroups_path.as_deref(), &facts.id)?,
         resources: linux.resources.clone().unwrap_or_default(),
+        hooks,
         namespaces,
     })
 }
@@ -227,20 +239,8 @@ pub fn plan_process(p: &spec::Process, facts: &Facts) -> Result<Process, Error> 
 }
 
 /// Known fields of the specification that this runtime does not serve yet are refused, never ignored.
-fn refuse_unserved(spec: &Spec, linux: &spec::Linux, facts: &Facts) -> Result<(), Error> {
-    let hooks = spec.hooks.as_ref().is_some_and(|h| {
-        let all = [
-            &h.prestart,
-            &h.create_runtime,
-            &h.create_container,
-            &h.start_container,
-            &h.poststart,
-            &h.poststop,
-        ];
-        all.iter().any(|list| list.as_ref().is_some_and(|l| !l.is_empty()))
-    });
+fn refuse_unserved(linux: &spec::Linux, facts: &Facts) -> Result<(), Error> {
     refuse(&[
-        ("hooks", hooks),
         ("linux.seccomp", linux.seccomp.is_some() && !facts.seccomp_compiled),
         ("linux.mountLabel", linux.mount_label.as_ref().is_some_and(|l| !l.is_empty())),
         ("linux.timeOffsets", linux.time_offsets.as_ref().is_some_and(|t| !t.is_empty())),

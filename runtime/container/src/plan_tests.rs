@@ -10,7 +10,7 @@ fn with(linux: &str, rest: &str) -> Result<Plan, Error> {
     let json = format!(
         r#"{{"process":{{"args":["/bin/true"],"cwd":"/"}},"linux":{{"namespaces":[{{"type":"mount"}}]{linux}}}{rest}}}"#
     );
-    plan(&spec(&json), &Facts { id: "c1".into(), capabilities: u64::MAX, seccomp_compiled: false })
+    plan(&spec(&json), &Facts { id: "c1".into(), capabilities: u64::MAX, ..Default::default() })
 }
 
 fn process(json: &str) -> Result<Process, Error> {

@@ -17,6 +17,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::channel::say_clamped;
 use crate::error::{At, Error};
+use crate::hooks::{Hooks, Moment};
 use crate::plan::{self, Process};
 use crate::sys::process::{
     cloexec_from, execve, fexecve, load_seccomp, new_session_keyring, reset_signals,
@@ -31,6 +32,8 @@ pub(crate) struct Ending<'a> {
     /// Run this open file instead of `args[0]`.
     pub(crate) sealed: Option<BorrowedFd<'a>>,
     pub(crate) preserve_fds: u32,
+    /// Hooks of the container and its bundle.
+    pub(crate) hooks: Option<(&'a Hooks, &'a Path)>,
 }
 
 /// Longest `/etc/passwd` that is searched for a home directory.
@@ -112,12 +115,21 @@ pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Err
     if let Some(filter) = end.seccomp.filter(|_| !early) {
         load_seccomp(filter).at("seccomp", "load the filter")?;
     }
+    // A hook of the container's own files runs confined like its program.
+    if let Some((hooks, bundle)) = end.hooks {
+        hooks.run(Moment::StartContainer, own_pid(), bundle)?;
+    }
     let errno = match (end.sealed, &program) {
         (Some(fd), _) => fexecve(fd, &p.args, &env),
         (None, Some(path)) => execve(path, &p.args, &env),
         (None, None) => Errno::NOENT,
     };
     Err(refused(&p.args[0], program.as_deref(), errno))
+}
+
+/// As the container sees it: its hooks do, too.
+pub(crate) fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
 }
 
 fn rlimits(limits: &[plan::Rlimit], channel: BorrowedFd<'_>) -> Result<(), Error> {

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use cgroup::Hierarchies;
-use container::sys::process::{close_all_except, fork};
+use container::hooks::Moment;
+use container::sys::process::{close_all_except, fork, signal};
 use container::sys::signals;
 use container::{
     Creation, Extras, Facts, Plan, Program, Report, Rootfs, Spec, Start, Stdio, channel, identity,
@@ -30,7 +31,7 @@ pub(crate) fn start(cli: &Cli, id: &str) -> Result<(), Error> {
     let record = state::load(cli, id)?;
     let node = Hierarchies::detect()?;
     match record.status(cli, &node) {
-        Status::Created => go(&state::dir(cli, id)?),
+        Status::Created => go(cli, &record),
         other => Err(Error::WrongState { verb: "start", id: id.to_owned(), status: other.word() }),
     }
 }
@@ -41,8 +42,7 @@ pub(crate) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     let socket = args.detach || args.create.console_socket.is_some();
     let (record, master) =
         make(cli, &args.create, if socket { Console::Socket } else { Console::Here })?;
-    let dir = state::dir(cli, &record.id)?;
-    let started = go(&dir);
+    let started = go(cli, &record);
     if args.detach && started.is_ok() {
         return Ok(0);
     }
@@ -107,6 +107,7 @@ impl Order<'_> {
             id: self.args.id.clone(),
             capabilities: container::own_capabilities(),
             seccomp_compiled: seccomp.is_some(),
+            later_hooks: true,
         };
         let plan = container::plan(self.spec, &facts)?;
         let node = Hierarchies::detect()?;
@@ -166,6 +167,7 @@ impl Order<'_> {
             cgroup: plan.cgroup.clone(),
             annotations: self.spec.annotations.clone().unwrap_or_default(),
             seccomp: seccomp.then(|| self.dir.join("seccomp.bpf")),
+            hooks: plan.hooks.clone(),
         }
     }
 
@@ -241,7 +243,16 @@ fn listen_at(dir: &Path) -> Result<OwnedFd, Error> {
 }
 
 /// Lets the waiting init go; returns when it has become the program, or with the reason why not.
-fn go(dir: &Path) -> Result<(), Error> {
+/// Then the poststart hooks run; when one fails, the container is ended.
+fn go(cli: &Cli, record: &Record) -> Result<(), Error> {
+    tell(&state::dir(cli, &record.id)?)?;
+    record.hooks.run(Moment::Poststart, record.pid, &record.bundle).inspect_err(|_| {
+        let _ = signal(record.pid, libc::SIGKILL); // has ended already: just as well
+    })?;
+    Ok(())
+}
+
+fn tell(dir: &Path) -> Result<(), Error> {
     let socket = seqpacket()?;
     let (address, _dir) = address(dir)?;
     connect(&socket, &address).map_err(Error::system("connect to the waiting init"))?;

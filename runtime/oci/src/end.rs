@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use cgroup::{Hierarchies, Removal};
+use container::hooks::Moment;
 use container::sys::process::signal;
 
 use crate::cli::{Cli, DeleteArgs, KillArgs};
 use crate::error::Error;
+use crate::log;
 use crate::state::{self, Record, Status};
 
 /// A group that is busy longer than this after its kill holds a process that cannot end.
@@ -56,7 +58,12 @@ pub(crate) fn remove(cli: &Cli, record: &Record) -> Result<(), Error> {
     }
     clear(&node, &record.cgroup)?;
     let dir = state::dir(cli, &record.id)?;
-    std::fs::remove_dir_all(&dir).map_err(Error::file("remove", dir))
+    std::fs::remove_dir_all(&dir).map_err(Error::file("remove", dir))?;
+    // The container is gone whatever they say: a failure is only told.
+    for failure in record.hooks.run_all(Moment::Poststop, &record.bundle) {
+        log::report(cli, &failure.into());
+    }
+    Ok(())
 }
 
 /// As part of a failure that is reported already.

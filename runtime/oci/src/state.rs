@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use container::hooks::Hooks;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Cli;
@@ -24,6 +25,9 @@ pub(crate) struct Record {
     pub(crate) annotations: BTreeMap<String, String>,
     /// The compiled seccomp program of the container, for exec.
     pub(crate) seccomp: Option<PathBuf>,
+    /// As of creation: later changes of the bundle do not count.
+    #[serde(default)]
+    pub(crate) hooks: Hooks,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

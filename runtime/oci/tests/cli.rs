@@ -235,6 +235,80 @@ fn a_terminal_goes_through_the_console_socket() {
     assert!(b.oci(&["delete", &b.id]).status.success());
 }
 
+#[test]
+fn hooks_run_in_their_order_each_in_its_place() {
+    let Some(b) = Bundle::new("hooks", "cat /made-by-hook; grep Cap /proc/self/status") else {
+        return;
+    };
+    let told = b.dir.path().join("told");
+    let tell = |name: &str| {
+        let script = format!("echo {name} $(hostname) $(cat) >> {}", told.display());
+        serde_json::json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }])
+    };
+    // In the container: its files, its confinement.
+    let inside =
+        "echo inside $(cat) > /made-by-hook; grep CapEff /proc/self/status >> /made-by-hook";
+    b.change(|c| {
+        c["root"]["readonly"] = false.into();
+        c["hooks"] = serde_json::json!({
+            "prestart": tell("prestart"),
+            "createRuntime": tell("createRuntime"),
+            "createContainer": tell("createContainer"),
+            "startContainer": [{ "path": "/bin/sh", "args": ["sh", "-c", inside],
+                "env": ["PATH=/bin"] }],
+            "poststart": tell("poststart"),
+            "poststop": tell("poststop"),
+        });
+    });
+    let out = b.oci(&["run", &b.id]);
+    assert!(out.status.success(), "{out:?}");
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("hostname");
+    let host = host.trim();
+    let text_told = fs::read_to_string(&told).expect("told");
+    let lines: Vec<(String, serde_json::Value)> = text_told
+        .lines()
+        .map(|l| {
+            let (who, state) = l.split_at(l.find('{').expect("a state"));
+            (who.trim().to_owned(), serde_json::from_str(state).expect("JSON"))
+        })
+        .collect();
+    let who: Vec<&str> = lines.iter().map(|(w, _)| w.as_str()).collect();
+    let want =
+        ["prestart", "createRuntime", "createContainer", "poststart", "poststop"].map(|name| {
+            format!("{name} {}", if name == "createContainer" { "lapstrake" } else { host })
+        });
+    assert_eq!(who, want);
+    let statuses: Vec<&str> = lines.iter().filter_map(|(_, s)| s["status"].as_str()).collect();
+    assert_eq!(statuses, ["creating", "creating", "creating", "running", "stopped"]);
+    assert!(lines[0].1["pid"].as_i64().expect("pid") > 1);
+    assert_eq!(lines[4].1["pid"], serde_json::Value::Null);
+    assert!(lines.iter().all(|(_, s)| s["id"] == b.id.as_str()), "{lines:?}");
+    let printed = text(&out.stdout);
+    assert!(printed.contains("inside {") && printed.contains(r#""status":"created""#), "{printed}");
+    let effective: Vec<&str> = printed.lines().filter(|l| l.starts_with("CapEff")).collect();
+    assert_eq!(effective.len(), 2, "{printed}");
+    assert_eq!(effective[0], effective[1], "the hook has no more than the program");
+    assert_eq!(b.groups(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_hook_that_fails_fails_what_it_belongs_to_and_leaves_nothing() {
+    let Some(b) = Bundle::new("hook-fails", "exec sleep 1000") else { return };
+    let fails =
+        serde_json::json!([{ "path": "/bin/sh", "args": ["sh", "-c", "echo why >&2; exit 3"] }]);
+    for name in ["createRuntime", "createContainer", "startContainer", "poststart"] {
+        b.change(|c| c["hooks"] = serde_json::json!({ name: fails }));
+        let (ok, out) = b.oci_to_file(&["run", "-d", &b.id]);
+        let said = fs::read_to_string(&out).expect("out");
+        fs::remove_file(&out).expect("remove");
+        assert!(!ok, "{name}: {said}");
+        let want = format!("{name} hook: /bin/sh: exit status: 3: why");
+        assert!(said.contains(&want), "{name}: {said}");
+        assert!(b.oci(&["delete", "--force", &b.id]).status.success());
+        assert_eq!(b.groups(), Vec::<PathBuf>::new(), "{name}");
+    }
+}
+
 fn receive_fd(stream: &std::os::unix::net::UnixStream) -> std::os::fd::OwnedFd {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -56,6 +56,7 @@ fn try_create(job: Job<'_>) -> Result<(), Error> {
         id: job.id.to_owned(),
         capabilities: container::own_capabilities(),
         seccomp_compiled: seccomp.is_some(),
+        later_hooks: false,
     };
     if let Some(path) = job.log_path {
         crate::log::touch(path).map_err(|e| {

@@ -36,6 +36,7 @@ pub(crate) struct Payload {
     pub(crate) tty: bool,
     pub(crate) pod_pids: bool,
     pub(crate) handler: Option<PathBuf>,
+    pub(crate) hooks: String,
 }
 
 impl Payload {
@@ -50,6 +51,7 @@ impl Payload {
             tty: false,
             pod_pids: false,
             handler: None,
+            hooks: "{}".into(),
         }
     }
 
@@ -156,7 +158,7 @@ impl Node {
         let extra: String = p.mounts.iter().map(|m| format!(",{m}")).collect();
         let caps = &p.caps;
         format!(
-            r#"{{"ociVersion":"1.2.0","root":{{"path":"rootfs"}},
+            r#"{{"ociVersion":"1.2.0","root":{{"path":"rootfs"}},"hooks":{hooks},
             "process":{{"args":{args},"cwd":"{cwd}","user":{user},"env":["PATH=/bin"],"terminal":{tty},
               "oomScoreAdj":100,"noNewPrivileges":true,
               "capabilities":{{"bounding":{caps},"effective":{caps},"permitted":{caps}}}}},
@@ -176,6 +178,7 @@ impl Node {
                 {{"type":"network","path":"/proc/{pause}/ns/net"}},{{"type":"ipc","path":"/proc/{pause}/ns/ipc"}},
                 {{"type":"uts","path":"/proc/{pause}/ns/uts"}}]}}}}"#,
             cwd = p.cwd,
+            hooks = p.hooks,
             user = p.user,
             tty = p.tty,
             resources = p.resources,

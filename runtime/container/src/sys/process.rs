@@ -96,6 +96,12 @@ pub fn close_all_except(keep: &[RawFd]) {
     }
 }
 
+/// Closes this process' copy of a descriptor that was cloned with it and whose owner lives on in the parent.
+pub(crate) fn close_copy(fd: BorrowedFd<'_>) {
+    // SAFETY: the owner is never dropped here: a cloned process leaves by `_exit` from its own closure.
+    unsafe { libc::close(fd.as_raw_fd()) };
+}
+
 /// Marks every descriptor from `first` on to be closed by exec.
 pub fn cloexec_from(first: u32) {
     const CLOEXEC: libc::c_uint = 4;
@@ -132,6 +138,16 @@ pub fn reset_signals() {
         let empty: libc::sigset_t = std::mem::zeroed();
         libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, ptr::null_mut());
     }
+}
+
+/// The command starts with every signal at its default and none blocked.
+pub fn with_default_signals(command: &mut std::process::Command) {
+    let reset = || {
+        reset_signals();
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes only calls that are safe there: signal and sigprocmask.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, reset) };
 }
 
 /// Becomes another program. Returns only to say why not.
