@@ -151,6 +151,11 @@ impl Scope {
         cgroup_dirs(&self.cgroup)
     }
 
+    /// Whether nothing hangs on the bridge.
+    pub fn has_no_pod_links(&self) -> bool {
+        self.links().iter().all(|it| *it == self.bridge)
+    }
+
     /// The bridge, and what hangs on it.
     fn links(&self) -> BTreeSet<String> {
         let links = json(Command::new("ip").args(["-j", "link", "show"]));

@@ -74,8 +74,9 @@ impl Node {
     /// Runs a first pod, so that what is made at first use is there.
     async fn warm_up(&self) {
         self.run_pod(pod("first")).await.remove().await;
-        wait::until("the first pod's processes are gone", SETTLE_LIMIT, || {
-            self.scope.pids(self.pid()).is_empty().then_some(())
+        // The kernel takes a dead namespace's links away in its own time.
+        wait::until("the first pod's processes and links are gone", SETTLE_LIMIT, || {
+            (self.scope.pids(self.pid()).is_empty() && self.scope.has_no_pod_links()).then_some(())
         });
     }
 
