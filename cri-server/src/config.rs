@@ -178,7 +178,7 @@ impl Config {
                 Ok(text) => {
                     let name = path.display().to_string();
                     let table = parse_table(&name, &text, &mut mistakes);
-                    unknown_keys(&name, &text, "", &table, &merged, &mut mistakes);
+                    unknown_keys((&name, &text), "", &table, &merged, &mut mistakes);
                     merge(&mut merged, table);
                 }
                 Err(error) => mistakes.push(format!("{}: {error}", path.display())),
@@ -231,8 +231,7 @@ fn line_of(text: &str, offset: usize) -> usize {
 
 /// Names each key that the defaults do not have, with the nearest one that they do have.
 fn unknown_keys(
-    name: &str,
-    text: &str,
+    (name, text): (&str, &str),
     prefix: &str,
     given: &toml::Table,
     known: &toml::Table,
@@ -254,7 +253,7 @@ fn unknown_keys(
                 mistakes.push(format!("{name}:{line}: unknown key {path:?}{hint}"));
             }
             (toml::Value::Table(given), Some(toml::Value::Table(known))) => {
-                unknown_keys(name, text, &format!("{path}."), given, known, mistakes);
+                unknown_keys((name, text), &format!("{path}."), given, known, mistakes);
             }
             _ => {}
         }
@@ -295,6 +294,7 @@ fn merge(base: &mut toml::Table, over: toml::Table) {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "one key after the other, each in a line or two")]
 fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
     let mut mistakes = Vec::new();
     let mut check = |key: &str, result: Result<(), String>| {

@@ -50,7 +50,9 @@ pub(crate) async fn down(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
         Reach::Silent => {
             ctx.live_shim(&container.sandbox_id).await?;
         }
-        Reach::Gone => ctx.shims.sweep(id.as_str(), &[container.cgroups_path.clone()]).await?,
+        Reach::Gone => {
+            ctx.shims.sweep(id.as_str(), std::slice::from_ref(&container.cgroups_path)).await?
+        }
     }
     ctx.images.discard(id.as_str()).await?;
     ctx.drop_container(&container)?;

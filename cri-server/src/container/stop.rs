@@ -59,7 +59,7 @@ pub(crate) async fn stop(ctx: Arc<Ctx>, id: String, grace_s: i64) -> Result<(), 
         Reach::Silent => ctx.live_shim(&container.sandbox_id).await?,
         // Without a shim the cgroup is the truth: empty it, and the container has ended.
         Reach::Gone => {
-            ctx.shims.sweep(id.as_str(), &[container.cgroups_path.clone()]).await?;
+            ctx.shims.sweep(id.as_str(), std::slice::from_ref(&container.cgroups_path)).await?;
             return super::state_changes::lost(&ctx, id);
         }
     };
