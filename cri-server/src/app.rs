@@ -24,7 +24,7 @@ use crate::metrics::{self, Metrics};
 use crate::network::Network;
 use crate::sandbox::Sandbox;
 use crate::shims::Links;
-use crate::store::disk::{self, DiskError};
+use crate::store::disk;
 use crate::store::operations::Operations;
 use crate::store::recover;
 use crate::store::world::World;
@@ -347,11 +347,5 @@ fn node_facts() -> NodeFacts {
                 // The root of a v2 hierarchy has no limits; any child tells.
                 entries.flatten().any(|entry| entry.path().join("memory.swap.max").exists())
             }),
-    }
-}
-
-impl From<DiskError> for std::io::Error {
-    fn from(error: DiskError) -> Self {
-        Self::other(error)
     }
 }

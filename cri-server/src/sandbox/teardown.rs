@@ -105,13 +105,18 @@ pub(crate) async fn remove(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes back a sandbox whose record is damaged: it is known by its directory alone, and so is
-/// what its shim holds.
-pub(crate) async fn remove_unrecorded(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
+/// Ends a sandbox whose record is damaged: it is known by its directory alone, and so is what its
+/// shim holds.
+pub(crate) async fn stop_unrecorded(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
     ctx.find_shim(id);
     end_shim(ctx, id).await?;
     ctx.shims.sweep(id.as_str(), &[ctx.own_cgroup_parent(id)]).await?;
-    ctx.network.detach(id, "with a damaged record").await?;
+    ctx.network.detach(id, "with a damaged record").await
+}
+
+/// Stops it and takes back what its directory stands for.
+pub(crate) async fn remove_unrecorded(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
+    stop_unrecorded(ctx, id).await?;
     for member in crate::store::recover::ids_below(&ctx.sandbox_dir(id).join("containers")) {
         ctx.images.discard(member.as_str()).await?;
     }

@@ -239,6 +239,8 @@ async fn a_damaged_record_costs_its_pod_nothing_and_the_pod_can_be_removed() {
     assert_eq!(other.status().await.state(), SandboxReady);
     assert!(fs::exists(format!("/proc/{pid}/exe")).unwrap(), "the workload runs on");
     assert!(dir.join("record.quarantined").exists());
+    pod.stop().await;
+    assert!(!fs::exists(format!("/proc/{pid}/exe")).unwrap_or(false), "the workload is gone");
     pod.remove().await;
     assert!(!dir.exists());
     other.remove().await;
