@@ -11,7 +11,8 @@ BIN := $(TARGET)/release
 # Debian packages, by what needs them.
 FOR_BUILD := gcc libc6-dev libseccomp-dev
 FOR_RUN := busybox-static iproute2 nftables nginx-light
-FOR_TEST := $(FOR_RUN) containernetworking-plugins crun docker-registry protobuf-compiler runc
+FOR_TEST := $(FOR_RUN) containernetworking-plugins crun docker-registry golang-github-containers-common \
+	protobuf-compiler runc
 FOR_BENCH := $(FOR_TEST) containerd
 
 # E2e tests wait more than they compute.
