@@ -51,7 +51,7 @@ test-fast: ## the pure ring and the house rules: no root, no daemon
 lint: ## format, clippy, and licences and spelling where the tools are installed
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	$(call when_installed,cargo-deny,cargo deny --config .deny.toml check)
+	$(call when_installed,cargo-deny,cargo deny check)
 	$(call when_installed,typos,typos)
 
 bench: need-bench build ## side by side with what is installed of the peers
