@@ -19,15 +19,16 @@ pub enum Removal {
 /// How to be in a group without the global lock that moving another process takes (milliseconds).
 #[derive(Debug)]
 pub struct Joins {
-    /// v1 `tasks` files: a single-threaded process writes `0` to each, by itself.
+    /// v1 `tasks` files (and `cgroup.procs` of v2 from `written_joins`): a single-threaded process writes `0` to
+    /// each, by itself.
     pub tasks: Vec<OwnedFd>,
     /// The v2 directory, for CLONE_INTO_CGROUP.
     pub born: Option<OwnedFd>,
 }
 
 impl Joins {
-    /// Moves the calling process, which must have one thread, into the v1 groups.
-    pub fn enter_v1(&self) -> Result<(), rustix::io::Errno> {
+    /// Moves the calling process, which must have one thread, into the groups it was not born in.
+    pub fn enter(&self) -> Result<(), rustix::io::Errno> {
         self.tasks.iter().try_for_each(|f| rustix::io::write(f, b"0").map(|_| ()))
     }
 }
@@ -101,6 +102,18 @@ impl Hierarchies {
             .map(|h| open(crate::hierarchy::under(&h.mount, group).join("tasks"), true));
         let born = self.unified_dir(group).map(|dir| open(dir, false)).transpose()?;
         Ok(Joins { tasks: v1.collect::<Result<_, _>>()?, born })
+    }
+
+    /// As `joins`, for a process that may not be born in a group of the host's, because its maker has the powers of
+    /// a user namespace only: the v2 group is joined by writing, too, which an open file allows.
+    pub fn written_joins(&self, group: &str) -> Result<Joins, Error> {
+        let mut joins = self.joins(group)?;
+        if let Some(dir) = self.unified_dir(group).filter(|_| joins.born.take().is_some()) {
+            let path = dir.join("cgroup.procs");
+            let file = fs::OpenOptions::new().write(true).open(&path);
+            joins.tasks.push(file.map_err(|e| Error::file("open", path, e))?.into());
+        }
+        Ok(joins)
     }
 
     /// Makes a group inside `group` that only serves to find a subtree of its processes. On v1 it exists in one

@@ -1,16 +1,15 @@
 //! The creator: makes the control group, opens what the host must open, and clones init.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-
 use crate::error::{At, Error};
-use crate::hooks::Moment;
+use crate::gate::Gate;
 use crate::plan::{Namespace, Plan};
 use crate::sources::{self, Sources};
-use crate::sys::process::{CloneArgs, clone, close_copy};
-use crate::{channel, init};
+use crate::sys::process::{CloneArgs, clone};
+use crate::users::Users;
+use crate::{channel, init, process};
 
 pub use crate::overlay::Upper;
 
@@ -26,6 +25,8 @@ pub struct Creation<'a> {
     pub program: Program<'a>,
     /// Joined instead of the network namespace that the plan names.
     pub netns: Option<BorrowedFd<'a>>,
+    /// Joined instead of the user namespace that the plan names.
+    pub userns: Option<BorrowedFd<'a>>,
     /// Compiled seccomp program.
     pub seccomp: Option<Vec<u8>>,
     pub shm: Option<SharedMemory>,
@@ -109,78 +110,51 @@ pub struct SharedMemory {
 /// it should end soon. On failure the control group may exist: the caller's clean-up removes it as after an exit.
 pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     limit(c)?;
-    let sources = sources::open_all(c)?;
-    for (kind, fd) in &sources.joins {
-        // A process cannot change its own pid namespace, only that of its children.
-        if *kind == Namespace::Pid {
-            crate::init::join(*kind, fd)?;
-        }
+    let users = Users::of(c)?;
+    let sources = sources::open_all(c, users.as_ref())?;
+    if let Stdio::Pipes(fds) = c.stdio {
+        let uid = c.plan.process.uid;
+        own_pipes(&fds, users.as_ref().map_or(Some(uid), |u| u.mappings.host_uid(uid)));
     }
-    let namespaces = c.plan.namespaces.new & !(Namespace::Cgroup as u64);
+    // Hooks run on the host, so their keeper must be made before this process goes elsewhere.
+    let gate = Gate::new(c)?;
+    // Written here, where /proc is the host's and this process may: init inherits it.
+    process::host_settings(&c.plan.process, c.channel)?;
+    for (kind, fd) in &sources.joins {
+        init::join(*kind, fd)?;
+    }
+    // Last: from here on this process has no power over the host's objects but those it has opened.
+    if let Some(users) = &users {
+        init::join(Namespace::User, &users.fd)?;
+    }
+    let by_init = Namespace::Cgroup as u64 | Namespace::Time as u64 | Namespace::User as u64;
+    let namespaces = c.plan.namespaces.new & !by_init;
     let cgroup = sources.groups.born.as_ref().map(AsRawFd::as_raw_fd);
     let args = CloneArgs { namespaces, sibling: c.sibling, cgroup };
-    let gate = Gate::new(c.plan)?;
-    let pid = clone(args, || run_init(c, &sources, gate.as_ref()))
+    let own_users = users.is_some();
+    let pid = clone(args, || run_init(c, &sources, own_users, gate.as_ref()))
         .at("clone init", format!("clone3 with namespaces {namespaces:#x}"))?;
     match gate {
         None => Ok(pid),
-        Some(gate) => gate.keep(c, pid).map(|()| pid),
+        Some(gate) => gate.open(pid).map(|()| pid),
     }
 }
 
-/// Where init waits for the hooks that run on the host.
-#[derive(Debug)]
-struct Gate {
-    creator: OwnedFd,
-    init: OwnedFd,
-}
-
-impl Gate {
-    /// None when there are no such hooks.
-    fn new(plan: &Plan) -> Result<Option<Self>, Error> {
-        if plan.hooks.create_runtime.is_empty() {
-            return Ok(None);
-        }
-        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-        let (creator, init) = socketpair(family, kind, SocketFlags::CLOEXEC, None)
-            .at("createRuntime hook", "make a socket pair")?;
-        Ok(Some(Self { creator, init }))
-    }
-
-    /// The creator's side: when init has come to the gate, the hooks run, and then it may pass.
-    fn keep(self, c: &Creation<'_>, pid: i32) -> Result<(), Error> {
-        drop(self.init);
-        let mut byte = [0];
-        if !matches!(
-            rustix::io::retry_on_intr(|| rustix::io::read(&self.creator, &mut byte)),
-            Ok(1)
-        ) {
-            return Ok(()); // init has failed on the way and has said so
-        }
-        let result = c.plan.hooks.run(Moment::CreateRuntime, pid, c.bundle);
-        match &result {
-            Ok(()) => drop(rustix::io::write(&self.creator, &byte)),
-            // Before the gate closes, so that this is the reason that is heard first.
-            Err(error) => channel::say_failed(c.channel, error),
-        }
-        result
-    }
-
-    /// Init's side.
-    fn pass(&self) -> Result<(), Error> {
-        const STAGE: &str = "createRuntime hook";
-        close_copy(self.creator.as_fd());
-        rustix::io::write(&self.init, b"?").at(STAGE, "tell the creator")?;
-        let mut byte = [0];
-        match rustix::io::retry_on_intr(|| rustix::io::read(&self.init, &mut byte)) {
-            Ok(1) => Ok(()),
-            _ => Err(Error::new(STAGE, "the creator gave up")),
+/// Non-root users must be able to reopen `/dev/stderr`, which is the pipe. Best effort: it may be a file of others.
+pub(crate) fn own_pipes(fds: &[BorrowedFd<'_>; 3], uid: Option<u32>) {
+    let Some(uid) = uid.map(rustix::fs::Uid::from_raw) else { return };
+    for fd in fds {
+        let fifo = rustix::fs::fstat(fd).is_ok_and(|s| {
+            rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Fifo
+        });
+        if fifo {
+            let _ = rustix::fs::fchown(fd, Some(uid), None);
         }
     }
 }
 
-fn run_init(c: &Creation<'_>, sources: &Sources, gate: Option<&Gate>) -> i32 {
-    let error = init::run(c, sources, &|| gate.map_or(Ok(()), Gate::pass));
+fn run_init(c: &Creation<'_>, sources: &Sources, own_users: bool, gate: Option<&Gate>) -> i32 {
+    let error = init::run(c, sources, own_users, &|| gate.map_or(Ok(()), Gate::pass));
     channel::say_failed(c.channel.as_fd(), &error);
     1
 }

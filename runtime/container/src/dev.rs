@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fstat, fstatfs, major, makedev,
-    minor, mknodat, symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chmodat, chownat, fstat, fstatfs, major,
+    makedev, minor, mknodat, symlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -40,13 +40,27 @@ const LINKS: [(&str, &str); 6] = [
 /// `DEVPTS_SUPER_MAGIC` of `linux/magic.h`.
 const DEVPTS: i64 = 0x1cd1;
 
-pub(crate) fn populate(root: &Root, plan: &Plan) -> Result<(), Error> {
-    if plan.make_dev {
-        for (path, major, minor) in DEFAULT {
-            if !plan.devices.iter().any(|d| d.path == Path::new(path)) {
-                make(root, &default_node(path, major, minor))?;
-            }
+/// The nodes of a container: the default ones unless it brings its own `/dev`, and those of its specification.
+pub(crate) fn nodes(plan: &Plan) -> Vec<Node> {
+    let asked = |path: &str| plan.devices.iter().any(|d| d.path == Path::new(path));
+    let default = DEFAULT.iter().filter(|(path, ..)| plan.make_dev && !asked(path));
+    let default = default.map(|(path, major, minor)| default_node(path, *major, *minor));
+    default.chain(plan.devices.iter().cloned()).collect()
+}
+
+/// `from_host`: for each of `nodes` a detached mount of the host's, where init may not make it.
+pub(crate) fn populate(
+    root: &Root,
+    plan: &Plan,
+    from_host: &[Option<OwnedFd>],
+) -> Result<(), Error> {
+    for (node, tree) in nodes(plan).iter().zip(from_host) {
+        match tree {
+            Some(tree) => bind(root, node, tree)?,
+            None => make(root, node)?,
         }
+    }
+    if plan.make_dev {
         for (path, target) in LINKS {
             // Without a devpts there is nothing to point at; without CAP_SYS_RAWIO kcore is of no use.
             if path != "/dev/core" {
@@ -54,7 +68,13 @@ pub(crate) fn populate(root: &Root, plan: &Plan) -> Result<(), Error> {
             }
         }
     }
-    plan.devices.iter().try_for_each(|d| make(root, d))
+    Ok(())
+}
+
+fn bind(root: &Root, node: &Node, tree: &OwnedFd) -> Result<(), Error> {
+    let stage = format!("device {}", node.path.display());
+    let place = root.make_file(&node.path).at(&stage, "make its place")?;
+    move_onto(tree, &place).at(&stage, "attach the host's")
 }
 
 fn default_node(path: &str, major: u32, minor: u32) -> Node {
@@ -65,15 +85,10 @@ fn default_node(path: &str, major: u32, minor: u32) -> Node {
 fn make(root: &Root, node: &Node) -> Result<(), Error> {
     let stage = format!("device {}", node.path.display());
     let (dir, name) = root.parent_of(&node.path).at(&stage, "make its directory")?;
-    let kind = match node.kind {
-        NodeKind::Char => FileType::CharacterDevice,
-        NodeKind::Block => FileType::BlockDevice,
-        NodeKind::Fifo => FileType::Fifo,
-    };
-    let device = if node.kind == NodeKind::Fifo { 0 } else { makedev(node.major, node.minor) };
+    let (kind, device) = identity(node);
     match mknodat(&dir, name, kind, Mode::from_raw_mode(node.mode), device) {
         Ok(()) => {}
-        Err(Errno::EXIST) => return same(root, node, kind, device, &stage),
+        Err(Errno::EXIST) => return same(root, node, &stage),
         Err(e) => return Err(e).at(&stage, "mknod"),
     }
     // The umask took bits from the mode; the directory is ours and the name was made just now.
@@ -82,14 +97,27 @@ fn make(root: &Root, node: &Node) -> Result<(), Error> {
     chownat(&dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).at(&stage, "chown")
 }
 
-fn same(root: &Root, node: &Node, kind: FileType, device: u64, stage: &str) -> Result<(), Error> {
+fn same(root: &Root, node: &Node, stage: &str) -> Result<(), Error> {
     let there =
         root.open(&node.path, OFlags::PATH | OFlags::NOFOLLOW).at(stage, "open what is there")?;
-    let stat = fstat(&there).at(stage, "stat what is there")?;
-    if FileType::from_raw_mode(stat.st_mode) == kind && stat.st_rdev == device {
+    if is(node, &fstat(&there).at(stage, "stat what is there")?) {
         return Ok(());
     }
     Err(Error::new(stage, "something else is there already"))
+}
+
+/// Whether a file is the device that the node says.
+pub(crate) fn is(node: &Node, stat: &Stat) -> bool {
+    let (kind, device) = identity(node);
+    FileType::from_raw_mode(stat.st_mode) == kind && stat.st_rdev == device
+}
+
+fn identity(node: &Node) -> (FileType, u64) {
+    match node.kind {
+        NodeKind::Char => (FileType::CharacterDevice, makedev(node.major, node.minor)),
+        NodeKind::Block => (FileType::BlockDevice, makedev(node.major, node.minor)),
+        NodeKind::Fifo => (FileType::Fifo, 0),
+    }
 }
 
 fn link(root: &Root, path: &Path, target: &str) -> Result<(), Error> {

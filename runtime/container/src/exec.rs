@@ -1,19 +1,22 @@
 //! Another process in a running container: into all of its namespaces and groups, under all of its confinement.
 
 use std::convert::Infallible;
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::create::Stdio;
+use crate::create::{Stdio, own_pipes};
 use crate::error::{At, Error};
-use crate::plan::Process;
-use crate::process::{self, Ending};
+use crate::plan::{MemoryPolicy, Process};
+use crate::process::{self, Domain, Ending};
 use crate::root::Root;
 use crate::sys::process::{CloneArgs, clone, close_all_except, set_stdio};
-use crate::{channel, dev};
+use crate::sys::schedule::set_cpus;
+use crate::{channel, dev, users};
 
 /// A process to start in the container whose init is `init_pid`.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub struct Entry<'a> {
     pub tracker: Option<&'a str>,
     pub stdio: Stdio<'a>,
     pub seccomp: Option<&'a [u8]>,
+    /// The container's.
+    pub memory_policy: Option<&'a MemoryPolicy>,
     pub channel: BorrowedFd<'a>,
     pub sibling: bool,
     /// Descriptors 3 to 3 + n are for the program.
@@ -49,6 +54,9 @@ pub fn enter(e: &Entry<'_>) -> Result<i32, Error> {
     let groups = groups.map_err(|e| Error::new(STAGE, e.to_string()))?;
     move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::PROCESS_ID)
         .at(STAGE, "join its pid namespace")?;
+    if let [Some(cpus), _] = &e.process.schedule.exec_cpus {
+        set_cpus(cpus).at("CPU affinity", format!("set {cpus:?}"))?;
+    }
     let args = CloneArgs {
         namespaces: 0,
         sibling: e.sibling,
@@ -70,22 +78,27 @@ fn become_it(
     process::be_undumpable()?;
     rustix::process::setsid().at("start", "setsid")?;
     channel::say_init(e.channel)?;
-    groups.enter_v1().at("join the cgroup", format!("write 0 to tasks of {}", e.cgroup))?;
+    groups.enter().at("join the cgroup", format!("write 0 to the files of {}", e.cgroup))?;
     process::host_settings(e.process, e.channel)?;
-    process::own_keyring()?;
+    if let [_, Some(cpus)] = &e.process.schedule.exec_cpus {
+        set_cpus(cpus).at("CPU affinity", format!("set {cpus:?}"))?;
+    }
+    let personality = Some(personality_of(e.init_pid)?).filter(|p| *p != 0);
+    let others = Others::of(e.init_pid)?;
     if let Stdio::Pipes(fds) = e.stdio {
+        let uid = e.process.uid;
+        own_pipes(&fds, if others.users { users::host_uid(e.init_pid, uid)? } else { Some(uid) });
         set_stdio(fds).at("set up stdio", "dup2")?;
     }
     // From here on the container can see this process: nothing of the host may be open but what is needed.
     let first = 3 + i32::try_from(e.preserve_fds).unwrap_or(0);
     let keep: Vec<_> = (0..first).chain([e.channel.as_raw_fd()]).collect();
     close_all_except(&[keep.as_slice(), &[init.as_raw_fd()]].concat());
-    let namespaces = ThreadNameSpaceType::MOUNT
-        | ThreadNameSpaceType::NETWORK
-        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-        | ThreadNameSpaceType::CONTROL_GROUP;
-    move_into_thread_name_spaces(init, namespaces).at(STAGE, "join its namespaces")?;
+    move_into_thread_name_spaces(init, others.namespaces()).at(STAGE, "join its namespaces")?;
+    if others.users {
+        users::become_root()?;
+    }
+    process::own_keyring()?;
     close_all_except(&keep);
     if matches!(e.stdio, Stdio::Terminal) {
         let root = rustix::fs::open(
@@ -101,7 +114,49 @@ fn become_it(
         seccomp: e.seccomp,
         sealed: None,
         preserve_fds: e.preserve_fds,
+        domain: Domain { personality, memory_policy: e.memory_policy },
         hooks: None,
     };
     process::become_it(e.process, &ending)
+}
+
+/// The execution domain of the container's init, which its other processes share.
+fn personality_of(init: i32) -> Result<u64, Error> {
+    let path = format!("/proc/{init}/personality");
+    let text = fs::read_to_string(&path).at(STAGE, format!("read {path}"))?;
+    u64::from_str_radix(text.trim(), 16)
+        .map_err(|_| Error::new(STAGE, format!("{path}: {:?} is no number", text.trim())))
+}
+
+/// Namespaces that a container may share with the host; joining the one we are in is an error for the first of them.
+struct Others {
+    users: bool,
+    clocks: bool,
+}
+
+impl Others {
+    fn of(init: i32) -> Result<Self, Error> {
+        let differs = |name: &str| {
+            let stat = |whose: &str| rustix::fs::stat(format!("/proc/{whose}/ns/{name}"));
+            match (stat("self"), stat(&init.to_string())) {
+                (Ok(ours), Ok(its)) => Ok(ours.st_ino != its.st_ino),
+                (Err(Errno::NOENT), _) => Ok(false), // a kernel without this kind
+                (Err(e), _) | (_, Err(e)) => {
+                    Err(e).at(STAGE, format!("look at its {name} namespace"))
+                }
+            }
+        };
+        Ok(Self { users: differs("user")?, clocks: differs("time")? })
+    }
+
+    fn namespaces(&self) -> ThreadNameSpaceType {
+        let mut all = ThreadNameSpaceType::MOUNT
+            | ThreadNameSpaceType::NETWORK
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::CONTROL_GROUP;
+        all.set(ThreadNameSpaceType::USER, self.users);
+        all.set(ThreadNameSpaceType::TIME, self.clocks);
+        all
+    }
 }

@@ -21,7 +21,7 @@ pub fn prepare(bundle: &Path, layers: &Layers, shm: Option<&SharedMemory>) -> Re
     sys::process::unshare(Namespace::Mount as u64).at(STAGE, "make a mount namespace")?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .at("detach from the host's mounts", "make / a slave")?;
-    attach(&overlay::overlay(layers)?, &bundle.join("rootfs"), STAGE)?;
+    attach(&overlay::overlay(layers, None)?, &bundle.join("rootfs"), STAGE)?;
     if let Some(shm) = shm {
         let stage = "mount /dev/shm";
         attach(&sources::open_shm(shm, stage)?, &shm.path, stage)?;

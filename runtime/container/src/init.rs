@@ -13,20 +13,21 @@ use crate::create::{Creation, Program, Rootfs, Start, Stdio};
 use crate::error::{At, Error};
 use crate::hooks::Moment;
 use crate::plan::{Namespace, Plan};
-use crate::process::{self, Ending};
+use crate::process::{self, Domain, Ending};
 use crate::root::Root;
 use crate::sources::Sources;
 use crate::sys::process::{close_all_except, set_stdio, unshare};
-use crate::{channel, dev, mask, mounts};
+use crate::{channel, dev, mask, mounts, users};
 
-/// Runs in the new process; returns only when something failed or the parent is gone.
-/// `gate` returns when the hooks on the host are through.
+/// Runs in the new process; returns only when something failed or the parent is gone. `own_users`: in a user
+/// namespace, as nobody yet. `gate` returns when the hooks on the host are through.
 pub(crate) fn run(
     c: &Creation<'_>,
     sources: &Sources,
+    own_users: bool,
     gate: &dyn Fn() -> Result<(), Error>,
 ) -> Error {
-    match build_and_become(c, sources, gate) {
+    match build_and_become(c, sources, own_users, gate) {
         Err(error) => error,
     }
 }
@@ -34,19 +35,25 @@ pub(crate) fn run(
 fn build_and_become(
     c: &Creation<'_>,
     sources: &Sources,
+    own_users: bool,
     gate: &dyn Fn() -> Result<(), Error>,
 ) -> Result<Infallible, Error> {
     let plan = c.plan;
     begin(c, sources)?;
-    for (kind, fd) in sources.joins.iter().filter(|(k, _)| *k != Namespace::Pid) {
-        join(*kind, fd)?;
+    // Still as the owner of the host's files: the clocks' file is root's, the bundle may be closed to others.
+    if plan.namespaces.makes(Namespace::Time) {
+        own_clocks(plan)?;
     }
-    if plan.namespaces.new & Namespace::Cgroup as u64 != 0 {
+    let place = place_of_root(c)?;
+    if own_users {
+        users::become_root()?;
+    }
+    if plan.namespaces.makes(Namespace::Cgroup) {
         unshare(Namespace::Cgroup as u64).at("make a cgroup namespace", "unshare")?;
     }
     names(plan)?;
-    // All writes to /proc happen here, where it still is the host's: nothing of the container is mounted yet.
-    process::host_settings(&plan.process, c.channel)?;
+    // All writes to /proc happen before here or now, where it still is the host's: nothing of the container is
+    // mounted yet.
     sysctls(plan)?;
     if !c.extras.keep_keyring {
         process::own_keyring()?;
@@ -54,16 +61,16 @@ fn build_and_become(
 
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .at("detach from the host's mounts", "make / a slave")?;
-    let root = attach_root(c, sources)?;
+    let root = attach_root(c, sources, &place)?;
+    drop(place);
     if let Rootfs::Empty { shm_size } = c.rootfs {
         mounts::shared_memory(&root, shm_size)?;
     } else {
         mounts::attach_all(&root, c, sources)?;
-        dev::populate(&root, plan)?;
+        dev::populate(&root, plan, &sources.devices)?;
     }
     let terminal = match c.stdio {
         Stdio::Pipes(fds) => {
-            own_pipes(&fds, plan.process.uid);
             set_stdio(fds).at("set up stdio", "dup2")?;
             None
         }
@@ -96,6 +103,23 @@ fn build_and_become(
     })
 }
 
+const MOUNT_ROOT: &str = "mount the root file system";
+
+/// A time namespace with shifted clocks. It must be shifted before anybody is in it, so it is made, shifted, entered.
+fn own_clocks(plan: &Plan) -> Result<(), Error> {
+    const STAGE: &str = "time namespace";
+    unshare(Namespace::Time as u64).at(STAGE, "unshare")?;
+    let lines: String =
+        plan.time_offsets.iter().map(|(clock, s, ns)| format!("{clock} {s} {ns}\n")).collect();
+    if !lines.is_empty() {
+        fs::write("/proc/self/timens_offsets", &lines)
+            .at(STAGE, format!("write {:?} to /proc/self/timens_offsets", lines.trim()))?;
+    }
+    let path = "/proc/self/ns/time_for_children";
+    let made = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    join(Namespace::Time, &made.at(STAGE, format!("open {path}"))?)
+}
+
 fn become_on_start(c: &Creation<'_>, channel: BorrowedFd<'_>) -> Result<Infallible, Error> {
     if !channel::wait_start(channel)? {
         return Err(Error::new("wait for start", "the parent is gone"));
@@ -113,6 +137,10 @@ fn become_on_start(c: &Creation<'_>, channel: BorrowedFd<'_>) -> Result<Infallib
         seccomp: c.seccomp.as_deref(),
         sealed,
         preserve_fds: c.extras.preserve_fds,
+        domain: Domain {
+            personality: c.plan.personality,
+            memory_policy: c.plan.memory_policy.as_ref(),
+        },
         hooks: Some((&c.plan.hooks, c.bundle)),
     };
     process::become_it(&c.plan.process, &ending)
@@ -125,8 +153,8 @@ fn begin(c: &Creation<'_>, sources: &Sources) -> Result<(), Error> {
     channel::say_init(c.channel)?;
     sources
         .groups
-        .enter_v1()
-        .at("join the cgroup", format!("write 0 to tasks of {}", c.plan.cgroup))
+        .enter()
+        .at("join the cgroup", format!("write 0 to the files of {}", c.plan.cgroup))
 }
 
 pub(crate) fn join(kind: Namespace, fd: &OwnedFd) -> Result<(), Error> {
@@ -164,32 +192,22 @@ fn sysctls(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// Puts the root on its mount point, in this namespace only.
-fn attach_root(c: &Creation<'_>, sources: &Sources) -> Result<Root, Error> {
-    const STAGE: &str = "mount the root file system";
+/// Where the root will hang, in this namespace only.
+fn place_of_root(c: &Creation<'_>) -> Result<OwnedFd, Error> {
     let at = match &c.rootfs {
         Rootfs::Directory(path) => path.clone(),
         Rootfs::Layers(_) => c.bundle.join("rootfs"),
         Rootfs::Empty { .. } => c.bundle.to_path_buf(),
     };
-    let place =
-        rustix::fs::open(&at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .at(STAGE, format!("open {}", at.display()))?;
-    mounts::move_onto(&sources.root, &place).at(STAGE, format!("attach to {}", at.display()))?;
-    // The descriptor of the detached mount is the root of the attached one.
-    Ok(Root::new(sources.root.try_clone().at(STAGE, "duplicate")?))
+    rustix::fs::open(&at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .at(MOUNT_ROOT, format!("open {}", at.display()))
 }
 
-/// Non-root users must be able to reopen `/dev/stderr`, which is the pipe. Best effort: it may be a file of others.
-fn own_pipes(fds: &[BorrowedFd<'_>; 3], uid: u32) {
-    for fd in fds {
-        let fifo = rustix::fs::fstat(fd).is_ok_and(|s| {
-            rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Fifo
-        });
-        if fifo {
-            let _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None);
-        }
-    }
+fn attach_root(c: &Creation<'_>, sources: &Sources, place: &OwnedFd) -> Result<Root, Error> {
+    mounts::move_onto(&sources.root, place)
+        .at(MOUNT_ROOT, format!("attach to {}", c.bundle.display()))?;
+    // The descriptor of the detached mount is the root of the attached one.
+    Ok(Root::new(sources.root.try_clone().at(MOUNT_ROOT, "duplicate")?))
 }
 
 fn pivot(root: &Root, plan: &Plan) -> Result<(), Error> {

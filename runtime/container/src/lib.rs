@@ -18,8 +18,10 @@ pub mod plan;
 pub mod spec;
 pub mod stamp;
 pub mod sys;
+pub mod users;
 
 mod dev;
+mod gate;
 mod init;
 mod mask;
 mod mounts;

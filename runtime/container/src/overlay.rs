@@ -1,7 +1,7 @@
 //! The root file system: an overlay (or a plain directory) as a detached mount, made with the host's credentials.
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -12,11 +12,35 @@ use rustix::mount::{
 
 use crate::create::Layers;
 use crate::error::{At, Error};
+use crate::sources::map_ids;
+use crate::users::Users;
 
 const STAGE: &str = "mount the root file system";
 
-/// An overlay of `layers`, attached nowhere yet.
-pub(crate) fn overlay(layers: &Layers) -> Result<OwnedFd, Error> {
+/// An overlay of `layers`, attached nowhere yet. With a user namespace the lower layers are id-mapped by it (the
+/// overlay itself cannot be), so that an image is on disk once for all; what is written belongs to its ids on disk,
+/// because the kernel works in the upper directory as the host's root, who is nobody on a mapped mount.
+pub(crate) fn overlay(layers: &Layers, users: Option<&Users>) -> Result<OwnedFd, Error> {
+    let Some(users) = users else { return stack(layers) };
+    let mut open = Vec::new();
+    let mut mapped = layers.clone();
+    for lower in &mut mapped.lowers {
+        let tree = plain(lower)?;
+        let stage = format!("{STAGE}: layer {}", lower.display());
+        map_ids(&tree, users.fd.as_fd(), false, &stage)?;
+        *lower = PathBuf::from(format!("/proc/self/fd/{}", tree.as_raw_fd()));
+        open.push(tree);
+    }
+    if let Some(Upper { upper, .. }) = &layers.upper {
+        let [uid, gid] = users.root();
+        std::os::unix::fs::chown(upper, Some(uid), Some(gid))
+            .at(STAGE, format!("give {} to the container's root", upper.display()))?;
+    }
+    // The overlay has references of its own when it is made.
+    stack(&mapped)
+}
+
+fn stack(layers: &Layers) -> Result<OwnedFd, Error> {
     // overlayfs wants two lowers when there is no upper; one lower alone is simply that directory.
     if let ([only], None) = (layers.lowers.as_slice(), &layers.upper) {
         return plain(only);
@@ -60,9 +84,12 @@ pub(crate) fn plain(path: &Path) -> Result<OwnedFd, Error> {
     open_tree(rustix::fs::CWD, path, flags).at(STAGE, format!("open {}", path.display()))
 }
 
-/// An empty tmpfs for a process that needs no files.
-pub(crate) fn empty() -> Result<OwnedFd, Error> {
-    tmpfs(STAGE, &[("mode", "555"), ("size", "4096"), ("nr_inodes", "8")], MountAttrFlags::empty())
+/// An empty tmpfs for a process that needs no files, owned by its root.
+pub(crate) fn empty(users: Option<&Users>) -> Result<OwnedFd, Error> {
+    let [uid, gid] = users.map_or([0, 0], Users::root).map(|id| id.to_string());
+    let parameters =
+        [("mode", "555"), ("size", "4096"), ("nr_inodes", "8"), ("uid", &uid), ("gid", &gid)];
+    tmpfs(STAGE, &parameters, MountAttrFlags::empty())
 }
 
 /// A fresh tmpfs, attached nowhere.

@@ -18,10 +18,11 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use crate::channel::say_clamped;
 use crate::error::{At, Error};
 use crate::hooks::{Hooks, Moment};
-use crate::plan::{self, Process};
+use crate::plan::{self, MemoryPolicy, Process, Schedule};
 use crate::sys::process::{
     cloexec_from, execve, fexecve, load_seccomp, new_session_keyring, reset_signals,
 };
+use crate::sys::schedule;
 use crate::{capabilities, capabilities::Sets};
 
 /// What the last steps need besides the process.
@@ -32,8 +33,31 @@ pub(crate) struct Ending<'a> {
     /// Run this open file instead of `args[0]`.
     pub(crate) sealed: Option<BorrowedFd<'a>>,
     pub(crate) preserve_fds: u32,
+    pub(crate) domain: Domain<'a>,
     /// Hooks of the container and its bundle.
     pub(crate) hooks: Option<(&'a Hooks, &'a Path)>,
+}
+
+/// What a container's processes share beside its objects.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Domain<'a> {
+    pub(crate) personality: Option<u64>,
+    pub(crate) memory_policy: Option<&'a MemoryPolicy>,
+}
+
+impl Domain<'_> {
+    fn apply(&self) -> Result<(), Error> {
+        if let Some(policy) = self.memory_policy {
+            schedule::set_memory_policy(policy).at(
+                "memory policy",
+                format!("set_mempolicy {:#x} {:?}", policy.mode, policy.nodes),
+            )?;
+        }
+        if let Some(persona) = self.personality {
+            schedule::set_personality(persona).at("personality", format!("set {persona:#x}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// Longest `/etc/passwd` that is searched for a home directory.
@@ -89,6 +113,8 @@ pub(crate) fn own_keyring() -> Result<(), Error> {
 pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Error> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(p.umask));
     rlimits(&p.rlimits, end.channel)?;
+    scheduling(&p.schedule)?;
+    end.domain.apply()?;
     // Without no_new_privs only CAP_SYS_ADMIN may load a filter, so it must come before the capabilities go.
     let early = !p.no_new_privileges;
     if let Some(program) = end.seccomp.filter(|_| early) {
@@ -125,6 +151,20 @@ pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Err
         (None, None) => Errno::NOENT,
     };
     Err(refused(&p.args[0], program.as_deref(), errno))
+}
+
+fn scheduling(s: &Schedule) -> Result<(), Error> {
+    if let Some(scheduler) = &s.scheduler {
+        schedule::set_scheduler(scheduler).at("scheduler", format!("set {scheduler:?}"))?;
+    }
+    match s.io_priority {
+        None => Ok(()),
+        Some(priority) => {
+            let (class, level) = (priority >> 13, priority & 7);
+            schedule::set_io_priority(priority)
+                .at("I/O priority", format!("set class {class} level {level}"))
+        }
+    }
 }
 
 /// As the container sees it: its hooks do, too.

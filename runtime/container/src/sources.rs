@@ -1,10 +1,11 @@
 //! What must be opened in the host's mount namespace before there is a container: mount sources, namespaces, groups.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, open};
+use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 use rustix::process::{PidfdFlags, pidfd_open};
 use rustix::thread::{
@@ -12,11 +13,12 @@ use rustix::thread::{
 };
 
 use crate::create::{Creation, Rootfs, SharedMemory};
-use crate::error::{At, Error};
-use crate::options::{self, Attributes, Kind, Options, Propagation};
-use crate::overlay;
-use crate::plan::{From, Mount, Namespace};
-use crate::sys::mount::{Change, MS_PRIVATE, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, set};
+use crate::error::{At, Error, words};
+use crate::options::{self, Attributes, Idmap, Kind, Options, Propagation};
+use crate::plan::{From, Mappings, Mount, Namespace, Node, NodeKind};
+use crate::sys::mount::{Change, MS_PRIVATE, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, attr, set};
+use crate::users::{self, Users};
+use crate::{dev, overlay};
 
 /// Everything init needs from the host, by descriptor.
 #[derive(Debug)]
@@ -24,7 +26,10 @@ pub(crate) struct Sources {
     pub(crate) root: OwnedFd,
     /// One per mount of the plan.
     pub(crate) mounts: Vec<Source>,
+    /// Joined by the creator, all but the user namespace.
     pub(crate) joins: Vec<(Namespace, OwnedFd)>,
+    /// One per node of `dev::nodes`: the host's, where init may not make it.
+    pub(crate) devices: Vec<Option<OwnedFd>>,
     pub(crate) groups: cgroup::Joins,
 }
 
@@ -38,18 +43,20 @@ pub(crate) enum Source {
     Later,
 }
 
-pub(crate) fn open_all(c: &Creation<'_>) -> Result<Sources, Error> {
+pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Sources, Error> {
     let root = match &c.rootfs {
-        Rootfs::Layers(layers) => overlay::overlay(layers)?,
+        Rootfs::Layers(layers) => overlay::overlay(layers, users)?,
         Rootfs::Directory(path) => overlay::plain(path)?,
-        Rootfs::Empty { .. } => overlay::empty()?,
+        Rootfs::Empty { .. } => overlay::empty(users)?,
     };
     let private = Propagation { kind: Kind::Private, recursive: true };
     change(&root, "mount the root file system", private.into())?;
-    let mounts = c.plan.mounts.iter().map(|m| source(c, m)).collect::<Result<_, _>>()?;
+    let mut pinned = Pinned { users, others: Vec::new() };
+    let mounts =
+        c.plan.mounts.iter().map(|m| source(c, m, &mut pinned)).collect::<Result<_, _>>()?;
     let mut joins = Vec::new();
     for (kind, path) in &c.plan.namespaces.join {
-        if *kind == Namespace::Net && c.netns.is_some() {
+        if *kind == Namespace::User || *kind == Namespace::Net && c.netns.is_some() {
             continue;
         }
         let fd = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -62,12 +69,62 @@ pub(crate) fn open_all(c: &Creation<'_>) -> Result<Sources, Error> {
             netns.try_clone_to_owned().at("join namespaces", "duplicate the netns")?,
         ));
     }
-    let groups =
-        c.node.joins(&c.plan.cgroup).map_err(|e| Error::new("join the cgroup", e.to_string()))?;
-    Ok(Sources { root, mounts, joins, groups })
+    let from_host = |node: &Node| users.is_some() && node.kind != NodeKind::Fifo;
+    let devices = match c.rootfs {
+        Rootfs::Empty { .. } => Vec::new(),
+        _ => dev::nodes(c.plan)
+            .iter()
+            .map(|node| from_host(node).then(|| host_device(node)).transpose())
+            .collect::<Result<_, _>>()?,
+    };
+    // Root of a user namespace may not make a process in a group of the host's, but write to a file that is open.
+    let groups = match users {
+        Some(_) => c.node.written_joins(&c.plan.cgroup),
+        None => c.node.joins(&c.plan.cgroup),
+    };
+    let groups = groups.map_err(|e| Error::new("join the cgroup", e.to_string()))?;
+    Ok(Sources { root, mounts, joins, devices, groups })
 }
 
-fn source(c: &Creation<'_>, mount: &Mount) -> Result<Source, Error> {
+/// The user namespaces by which mounts are id-mapped, each made once.
+struct Pinned<'a> {
+    users: Option<&'a Users>,
+    others: Vec<(Mappings, OwnedFd)>,
+}
+
+impl Pinned<'_> {
+    fn get(&mut self, wanted: &Mappings, stage: &str) -> Result<BorrowedFd<'_>, Error> {
+        let at = match (self.users, self.others.iter().position(|(m, _)| m == wanted)) {
+            (Some(own), _) if wanted.is_empty() || *wanted == own.mappings => {
+                return Ok(own.fd.as_fd());
+            }
+            (_, Some(at)) => at,
+            (_, None) => {
+                let made =
+                    users::pin(wanted).map_err(|e| Error::new(stage, format!("its ids: {e}")))?;
+                self.others.push((wanted.clone(), made));
+                self.others.len() - 1
+            }
+        };
+        Ok(self.others[at].1.as_fd())
+    }
+}
+
+/// The host's node of the same path, which must be the same device.
+fn host_device(node: &Node) -> Result<OwnedFd, Error> {
+    let stage = format!("device {}", node.path.display());
+    let tree = clone_tree(&node.path, false, &stage)?;
+    let stat = rustix::fs::fstat(&tree).at(&stage, "stat the host's")?;
+    if dev::is(node, &stat) {
+        return Ok(tree);
+    }
+    Err(Error::new(
+        stage,
+        "in a user namespace a node is the host's of the same path, and there that is another device",
+    ))
+}
+
+fn source(c: &Creation<'_>, mount: &Mount, pinned: &mut Pinned<'_>) -> Result<Source, Error> {
     let stage = format!("mount {}", mount.destination.display());
     match &mount.from {
         From::New { .. } => Ok(Source::Later),
@@ -79,6 +136,10 @@ fn source(c: &Creation<'_>, mount: &Mount) -> Result<Source, Error> {
                 Some(shm) => open_shm(shm, &stage)?,
                 None => clone_tree(&path, mount.options.recursive, &stage)?,
             };
+            if mount.options.idmap != Idmap::No {
+                let recursive = mount.options.idmap == Idmap::Recursive;
+                map_ids(&tree, pinned.get(&mount.mappings, &stage)?, recursive, &stage)?;
+            }
             configure(&tree, &mount.options, &stage)?;
             Ok(Source::Tree(tree))
         }
@@ -103,6 +164,23 @@ pub(crate) fn open_shm(shm: &SharedMemory, stage: &str) -> Result<OwnedFd, Error
     move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Mount))
         .at(stage, "return to the host's mount namespace")?;
     tree
+}
+
+/// Shows the files of a detached tree with the owners that the user namespace gives them.
+pub(crate) fn map_ids(
+    tree: &OwnedFd,
+    userns: BorrowedFd<'_>,
+    recursive: bool,
+    stage: &str,
+) -> Result<(), Error> {
+    let change = Change { set: attr::IDMAP, recursive, ..Default::default() };
+    set(tree.as_fd(), change, Some(userns)).map_err(|e| match e {
+        Errno::INVAL => Error::new(
+            stage,
+            "map its ids: this file system (or one below it) does not have id-mapped mounts, or is mapped already",
+        ),
+        e => Error::new(stage, format!("map its ids: {}", words(&e.into()))),
+    })
 }
 
 /// Attributes and propagation of a tree that is attached nowhere yet. Unless asked, nothing propagates.

@@ -139,6 +139,7 @@ impl Order<'_> {
             stdio: if plan.process.terminal { Stdio::Terminal } else { Stdio::Pipes(stdio) },
             program: Program::Args,
             netns: None,
+            userns: None,
             seccomp: seccomp.map(|(_, program)| program.clone()),
             shm: None,
             channel: theirs.as_fd(),

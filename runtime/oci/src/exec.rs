@@ -44,6 +44,7 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
         tracker: None,
         stdio: if plan.terminal { Stdio::Terminal } else { Stdio::Pipes(stdio) },
         seccomp: seccomp.as_deref(),
+        memory_policy: None,
         channel: theirs.as_fd(),
         sibling: true,
         preserve_fds: args.preserve_fds,

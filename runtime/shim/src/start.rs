@@ -44,7 +44,7 @@ fn detach(group: &str, shim: impl FnOnce() -> i32) -> Result<(), String> {
     let node = cgroup::Hierarchies::detect().map_err(|e| e.to_string())?;
     node.create(group).map_err(|e| e.to_string())?;
     let joins = node.joins(group).map_err(|e| e.to_string())?;
-    joins.enter_v1().map_err(|e| format!("join {group}: {e}"))?;
+    joins.enter().map_err(|e| format!("join {group}: {e}"))?;
     let born = joins.born.as_ref().map(std::os::fd::AsRawFd::as_raw_fd);
     clone(CloneArgs { namespaces: 0, sibling: false, cgroup: born }, || {
         drop((joins, node));

@@ -3,4 +3,5 @@
 
 pub mod mount;
 pub mod process;
+pub(crate) mod schedule;
 pub mod signals;

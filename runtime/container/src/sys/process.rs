@@ -75,6 +75,66 @@ pub fn clone(args: CloneArgs, child: impl FnOnce() -> i32) -> Result<i32, Errno>
     }
 }
 
+/// A child that only sleeps, so that its namespaces can be reached through its pid. Ends with this value.
+#[derive(Debug)]
+pub struct Held {
+    pid: i32,
+}
+
+impl Held {
+    /// In new namespaces. Works in processes with threads: the child makes nothing but system calls.
+    pub fn clone(namespaces: u64) -> Result<Self, Errno> {
+        Self::start(namespaces as libc::c_long, None)
+    }
+
+    /// In the user namespace of the descriptor.
+    pub fn joined(userns: BorrowedFd<'_>) -> Result<Self, Errno> {
+        Self::start(0, Some(userns))
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    fn start(namespaces: libc::c_long, userns: Option<BorrowedFd<'_>>) -> Result<Self, Errno> {
+        let mut pipe = [0; 2];
+        // SAFETY: the array has room for the two descriptors.
+        checked(unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) }.into())?;
+        let (null, userns) = (ptr::null::<libc::c_void>(), userns.map_or(-1, |fd| fd.as_raw_fd()));
+        // SAFETY: as fork, without a signal at its end (whoever reaps children does not see it): the child has a copy
+        // of memory and stack, touches only its registers and stack, makes async-signal-safe calls and never returns.
+        unsafe {
+            let pid = libc::syscall(libc::SYS_clone, namespaces, null, null, null, null);
+            if pid == 0 {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                let entered = userns < 0 || libc::setns(userns, libc::CLONE_NEWUSER) == 0;
+                libc::write(pipe[1], [u8::from(entered)].as_ptr().cast(), 1);
+                loop {
+                    libc::pause();
+                }
+            }
+            let held = checked(pid).map(|pid| Self { pid: pid as i32 });
+            libc::close(pipe[1]);
+            let mut entered = [0u8];
+            let got = libc::read(pipe[0], entered.as_mut_ptr().cast(), 1);
+            libc::close(pipe[0]);
+            held.and_then(
+                |held| if got == 1 && entered == [1] { Ok(held) } else { Err(Errno::PERM) },
+            )
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // SAFETY: the child is ours and not reaped by others: it ends without a signal, so that only __WALL finds it.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, ptr::null_mut(), libc::__WALL);
+        }
+    }
+}
+
 /// Runs the child's work and leaves without unwinding into, or running exit handlers of, the parent's copy.
 fn end(child: impl FnOnce() -> i32) -> ! {
     let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(101);
@@ -226,12 +286,6 @@ pub fn signal(pid: i32, number: i32) -> Result<(), Errno> {
 pub fn set_controlling_terminal(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: TIOCSCTTY takes an integer, not a pointer.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0) }.into()).map(|_| ())
-}
-
-/// Sets the execution domain; returns nothing of use.
-pub fn set_personality(persona: u64) -> Result<(), Errno> {
-    // SAFETY: a plain system call without memory.
-    checked(unsafe { libc::personality(persona as libc::c_ulong) }.into()).map(|_| ())
 }
 
 /// Takes over a descriptor number that this process was started with.

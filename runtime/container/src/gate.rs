@@ -1,0 +1,88 @@
+//! Where init waits until the hooks that run on the host are through.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+use crate::channel;
+use crate::create::Creation;
+use crate::error::{At, Error};
+use crate::hooks::Moment;
+use crate::sys::process::{close_copy, fork};
+
+const STAGE: &str = "createRuntime hook";
+
+/// The hooks have a keeper: a child of the creator that stays in the host's namespaces while the creator leaves them.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    /// Both ends; the keeper has copies.
+    keeper: OwnedFd,
+    init: OwnedFd,
+    keeper_pid: i32,
+}
+
+impl Gate {
+    /// None when there are no such hooks.
+    pub(crate) fn new(c: &Creation<'_>) -> Result<Option<Self>, Error> {
+        if c.plan.hooks.create_runtime.is_empty() {
+            return Ok(None);
+        }
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let (keeper, init) =
+            socketpair(family, kind, SocketFlags::CLOEXEC, None).at(STAGE, "make a socket pair")?;
+        let keeper_pid = fork(|| {
+            close_copy(init.as_fd());
+            keep(c, keeper.as_fd())
+        });
+        Ok(Some(Self { keeper, init, keeper_pid: keeper_pid.at(STAGE, "fork")? }))
+    }
+
+    /// The creator's side, when there is an init: the keeper is told which, and its success awaited.
+    pub(crate) fn open(self, pid: i32) -> Result<(), Error> {
+        rustix::io::write(&self.init, &pid.to_ne_bytes()).at(STAGE, "tell the keeper")?;
+        // Init's copy alone holds the gate from now on: when init dies, the keeper sees it.
+        drop((self.keeper, self.init));
+        let status = Pid::from_raw(self.keeper_pid)
+            .map(|pid| rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty())));
+        match status {
+            Some(Ok(Some((_, status)))) if status.exit_status() == Some(0) => Ok(()),
+            // The keeper has said why by the channel.
+            _ => Err(Error::new(STAGE, "it failed")),
+        }
+    }
+
+    /// Init's side.
+    pub(crate) fn pass(&self) -> Result<(), Error> {
+        close_copy(self.keeper.as_fd());
+        rustix::io::write(&self.init, b"?").at(STAGE, "tell the keeper")?;
+        let mut byte = [0];
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.init, &mut byte)) {
+            Ok(1) => Ok(()),
+            _ => Err(Error::new(STAGE, "its keeper gave up")),
+        }
+    }
+}
+
+/// The keeper: learns init's pid from the creator and its arrival from init (in any order), runs the hooks, lets
+/// init pass.
+fn keep(c: &Creation<'_>, socket: BorrowedFd<'_>) -> i32 {
+    let (mut pid, mut arrived) = (None, false);
+    while pid.is_none() || !arrived {
+        let mut message = [0; 4];
+        match rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut message)) {
+            Ok(4) => pid = Some(i32::from_ne_bytes(message)),
+            Ok(1) => arrived = true,
+            // Init has failed on the way and has said so, or there is none.
+            _ => return 0,
+        }
+    }
+    match c.plan.hooks.run(Moment::CreateRuntime, pid.unwrap_or_default(), c.bundle) {
+        Ok(()) => i32::from(rustix::io::write(socket, b"!").is_err()),
+        // Before the gate closes, so that this is the reason that is heard first.
+        Err(error) => {
+            channel::say_failed(c.channel, &error);
+            1
+        }
+    }
+}

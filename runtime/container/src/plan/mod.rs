@@ -1,0 +1,161 @@
+//! From specification to plan: everything is checked and decided here, without a system call.
+
+mod mounts;
+mod namespaces;
+mod process;
+mod schedule;
+mod sysctls;
+
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use crate::hooks::{self, Hooks};
+use crate::options::{self, Propagation};
+use crate::spec::{self, Spec};
+
+pub use mounts::{From, Mount, Node, NodeKind};
+pub use namespaces::{Mappings, Namespace, Namespaces, TimeOffset};
+pub use process::{Process, Rlimit, plan_process};
+pub use schedule::{MemoryPolicy, Schedule, Scheduler};
+
+/// What the plan depends on besides the specification.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    pub id: String,
+    /// Capabilities that this process may hand out.
+    pub capabilities: u64,
+    /// A compiled seccomp program comes along, so `linux.seccomp` needs no compiling here.
+    pub seccomp_compiled: bool,
+    /// The caller runs the hooks that come after the start and after the end.
+    pub later_hooks: bool,
+}
+
+/// A container, decided.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    pub namespaces: Namespaces,
+    /// Ids of the user namespace; empty without one, or when a joined one has to be asked.
+    pub mappings: Mappings,
+    pub time_offsets: Vec<TimeOffset>,
+    pub root_propagation: Option<Propagation>,
+    pub root_readonly: bool,
+    pub mounts: Vec<Mount>,
+    pub devices: Vec<Node>,
+    /// The default device nodes and links are made unless `/dev` is a bind mount.
+    pub make_dev: bool,
+    pub masked: Vec<PathBuf>,
+    pub readonly: Vec<PathBuf>,
+    /// Path below `/proc/sys` and value.
+    pub sysctls: Vec<(PathBuf, String)>,
+    pub hostname: Option<String>,
+    pub domainname: Option<String>,
+    pub personality: Option<u64>,
+    pub memory_policy: Option<MemoryPolicy>,
+    pub process: Process,
+    pub cgroup: String,
+    pub resources: cgroup::Resources,
+    pub hooks: Hooks,
+}
+
+/// Decides everything about a container.
+pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
+    let empty = spec::Linux::default();
+    let linux = spec.linux.as_ref().unwrap_or(&empty);
+    refuse_unserved(linux, facts)?;
+    let hooks = hooks::read(spec, &facts.id)?;
+    if !facts.later_hooks {
+        refuse(&[
+            ("hooks.poststart", !hooks.poststart.is_empty()),
+            ("hooks.poststop", !hooks.poststop.is_empty()),
+        ])?;
+    }
+    let namespaces = namespaces::namespaces(linux)?;
+    let own_users = namespaces.has(Namespace::User);
+    if (spec.hostname.is_some() || spec.domainname.is_some()) && !namespaces.has(Namespace::Uts) {
+        return Err(Error::new(
+            "hostname",
+            "setting it needs a UTS namespace of the container's own",
+        ));
+    }
+    let process =
+        spec.process.as_ref().ok_or_else(|| Error::new("process", "the specification has none"))?;
+    let mounts: Vec<Mount> = spec
+        .mounts
+        .iter()
+        .flatten()
+        .map(|m| mounts::mount(m, own_users))
+        .collect::<Result<_, _>>()?;
+    let make_dev = !mounts
+        .iter()
+        .any(|m| m.destination == Path::new("/dev") && matches!(m.from, From::Bind(_)));
+    let root_propagation = match linux.rootfs_propagation.as_deref().filter(|p| !p.is_empty()) {
+        None => None,
+        Some(word) => Some(options::propagation(word).ok_or_else(|| {
+            Error::new("linux.rootfsPropagation", format!("unknown value {word:?}"))
+        })?),
+    };
+    Ok(Plan {
+        mappings: namespaces::mappings(linux, &namespaces)?,
+        time_offsets: namespaces::time_offsets(linux, &namespaces)?,
+        root_propagation,
+        root_readonly: spec.root.as_ref().is_some_and(|r| r.readonly),
+        mounts,
+        devices: linux.devices.iter().flatten().map(mounts::device).collect::<Result<_, _>>()?,
+        make_dev,
+        masked: linux.masked_paths.clone().unwrap_or_default(),
+        readonly: linux.readonly_paths.clone().unwrap_or_default(),
+        sysctls: sysctls::sysctls(linux, &|ns| namespaces.has(ns))?,
+        hostname: spec.hostname.clone().filter(|h| !h.is_empty()),
+        domainname: spec.domainname.clone().filter(|h| !h.is_empty()),
+        personality: linux.personality.as_ref().map(personality).transpose()?,
+        memory_policy: linux.memory_policy.as_ref().map(schedule::memory_policy).transpose()?,
+        process: plan_process(process, facts)?,
+        cgroup: cgroup_path(linux.cgroups_path.as_deref(), &facts.id)?,
+        resources: linux.resources.clone().unwrap_or_default(),
+        hooks,
+        namespaces,
+    })
+}
+
+/// Known fields of the specification that this runtime does not serve yet are refused, never ignored.
+fn refuse_unserved(linux: &spec::Linux, facts: &Facts) -> Result<(), Error> {
+    refuse(&[
+        ("linux.seccomp", linux.seccomp.is_some() && !facts.seccomp_compiled),
+        ("linux.mountLabel", linux.mount_label.as_ref().is_some_and(|l| !l.is_empty())),
+        ("linux.intelRdt", linux.intel_rdt.is_some()),
+        ("linux.netDevices", linux.net_devices.as_ref().is_some_and(|n| !n.is_empty())),
+    ])
+}
+
+fn refuse(fields: &[(&str, bool)]) -> Result<(), Error> {
+    match fields.iter().find(|(_, used)| *used) {
+        Some((field, _)) => Err(Error::new(*field, "not supported by this runtime")),
+        None => Ok(()),
+    }
+}
+
+fn personality(p: &spec::Personality) -> Result<u64, Error> {
+    if p.flags.as_ref().is_some_and(|f| !f.is_empty()) {
+        return Err(Error::new("linux.personality.flags", "not supported by this runtime"));
+    }
+    match p.domain.as_str() {
+        "LINUX" => Ok(0),
+        "LINUX32" => Ok(8),
+        other => Err(Error::new("linux.personality.domain", format!("unknown domain {other:?}"))),
+    }
+}
+
+/// The group that the specification names, or one named after the container.
+pub fn cgroup_path(path: Option<&str>, id: &str) -> Result<String, Error> {
+    let path = path.filter(|p| !p.is_empty()).map_or_else(|| format!("/{id}"), str::to_owned);
+    if path.contains(':') {
+        return Err(Error::new(
+            "linux.cgroupsPath",
+            format!("{path:?} is for the systemd driver, not supported yet"),
+        ));
+    }
+    Ok(if path.starts_with('/') { path } else { format!("/{path}") })
+}
+
+#[cfg(test)]
+mod tests;

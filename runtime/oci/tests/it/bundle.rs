@@ -1,0 +1,147 @@
+//! A bundle of busybox, and the command line on it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const BUSYBOX: &str = "/bin/busybox";
+
+const APPLETS: [&str; 22] = [
+    "sh", "sleep", "echo", "cat", "id", "tty", "hostname", "kill", "mkdir", "grep", "env", "ls",
+    "stat", "touch", "readlink", "chown", "mount", "true", "pwd", "ln", "uname", "head",
+];
+
+/// A directory that ends with the test, holding a root file system of busybox and a configuration.
+pub(crate) struct Bundle {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) id: String,
+}
+
+impl Bundle {
+    /// `None`, said loudly, when this machine cannot run the test and is not required to.
+    pub(crate) fn new(name: &str, script: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() || !Path::new(BUSYBOX).exists() {
+            let why = format!("SKIPPED {name}: needs root and {BUSYBOX} (package busybox-static)");
+            assert!(std::env::var_os("E2E_REQUIRE_ROOT").is_none(), "{why}");
+            eprintln!("{why}");
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("tempdir");
+        let bin = dir.path().join("rootfs/bin");
+        fs::create_dir_all(&bin).expect("mkdir");
+        fs::copy(BUSYBOX, bin.join("busybox")).expect("busybox");
+        for applet in APPLETS {
+            std::os::unix::fs::symlink("busybox", bin.join(applet)).expect("link");
+        }
+        let bundle = Self { dir, id: format!("oci-test-{name}-{}", std::process::id()) };
+        assert!(bundle.oci(&["spec"]).status.success());
+        bundle.change(|c| {
+            c["process"]["args"] = serde_json::json!(["/bin/sh", "-c", script]);
+            c["process"]["terminal"] = false.into();
+        });
+        Some(bundle)
+    }
+
+    pub(crate) fn change(&self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let path = self.dir.path().join("config.json");
+        let mut config = serde_json::from_slice(&fs::read(&path).expect("read")).expect("json");
+        edit(&mut config);
+        fs::write(path, config.to_string()).expect("write");
+    }
+
+    pub(crate) fn oci(&self, args: &[&str]) -> Output {
+        let root = self.dir.path().join("root");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"));
+        command.arg("--root").arg(root).args(args).current_dir(self.dir.path());
+        command.output().expect("run lapstrake-oci")
+    }
+
+    /// As `oci`, for verbs after which a container holds our pipes open: output goes to a file.
+    pub(crate) fn oci_to_file(&self, args: &[&str]) -> (bool, PathBuf) {
+        let out = self.dir.path().join("out");
+        let file = fs::File::options().append(true).create(true).open(&out).expect("open");
+        let root = self.dir.path().join("root");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"));
+        command.arg("--root").arg(root).args(args).current_dir(self.dir.path());
+        command
+            .stdin(std::process::Stdio::null())
+            .stdout(file.try_clone().expect("dup"))
+            .stderr(file);
+        (command.status().expect("run lapstrake-oci").success(), out)
+    }
+
+    pub(crate) fn status(&self) -> String {
+        let out = self.oci(&["state", &self.id]);
+        let state: serde_json::Value = serde_json::from_slice(&out.stdout).expect("state is JSON");
+        state["status"].as_str().expect("status").to_owned()
+    }
+
+    pub(crate) fn ends(&self) {
+        for _ in 0..500 {
+            if self.status() == "stopped" {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("still {}", self.status());
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        let out = self.oci(&["state", &self.id]);
+        let state: serde_json::Value = serde_json::from_slice(&out.stdout).expect("state is JSON");
+        i32::try_from(state["pid"].as_i64().expect("pid")).expect("pid")
+    }
+
+    /// Until the script has come to its `exec sleep`.
+    pub(crate) fn waits_for_sleep(&self, pid: i32) {
+        for _ in 0..1000 {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).expect("cmdline");
+            if command.starts_with(b"sleep") {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        panic!("not asleep: {}", fs::read_to_string(self.dir.path().join("out")).expect("out"));
+    }
+
+    pub(crate) fn groups(&self) -> Vec<PathBuf> {
+        let node = cgroup::Hierarchies::detect().expect("cgroups");
+        node.dirs(&format!("/{}", self.id)).into_iter().filter(|d| d.exists()).collect()
+    }
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub(crate) fn receive_fd(stream: &std::os::unix::net::UnixStream) -> std::os::fd::OwnedFd {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0u8; 64];
+    let mut iov = [std::io::IoSliceMut::new(&mut bytes)];
+    recvmsg(stream, &mut iov, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("recvmsg");
+    let fd = ancillary.drain().find_map(|m| match m {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    fd.expect("a descriptor")
+}
+
+/// A tmpfs of the host that goes with the value.
+pub(crate) struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    pub(crate) fn mount(at: &Path) -> Self {
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", at, "tmpfs", flags, None).expect("mount a tmpfs");
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let flags = rustix::mount::UnmountFlags::DETACH;
+        rustix::mount::unmount(&self.0, flags).expect("unmount the tmpfs");
+    }
+}

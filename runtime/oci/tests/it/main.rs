@@ -1,0 +1,5 @@
+//! The built command line on real bundles: what an engine, an operator and an attacker do with it.
+
+mod bundle;
+mod cli;
+mod users;
