@@ -207,7 +207,7 @@ impl App {
         }
         let locks = [lock(&config.root)?, lock(&config.state)?];
         let metrics = Metrics::new()?;
-        let shim = shim_binary(&config)?;
+        let shim = config.shim_binary();
         let cgroup = runtime::ShimCgroup { parent: config.runtime.shim_cgroup.clone() };
         let shims = runtime::Shims::open(&shim, cgroup)
             .with_context(|| format!("prepare the shim {}", shim.display()))?;
@@ -316,14 +316,6 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
         .with_context(|| format!("set the mode of {}", path.display()))?;
     Ok(listener)
-}
-
-fn shim_binary(config: &Config) -> anyhow::Result<PathBuf> {
-    if let Some(shim) = &config.runtime.shim {
-        return Ok(shim.clone());
-    }
-    let own = std::env::current_exe().context("find the daemon's own binary")?;
-    Ok(own.with_file_name("lapstrake-shim"))
 }
 
 fn image_config(config: &Config) -> image::Config {

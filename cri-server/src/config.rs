@@ -192,6 +192,15 @@ impl Config {
             .map_err(|error| ConfigError { mistakes: vec![format!("configuration: {error}")] })?;
         resolve(raw, flags)
     }
+
+    /// The shim's binary: the one that is configured, else the one beside our own.
+    pub(crate) fn shim_binary(&self) -> PathBuf {
+        let beside = || {
+            let own = std::env::current_exe().unwrap_or_default();
+            own.with_file_name("lapstrake-shim")
+        };
+        self.runtime.shim.clone().unwrap_or_else(beside)
+    }
 }
 
 fn files(flags: &Flags, mistakes: &mut Vec<String>) -> Vec<PathBuf> {

@@ -5,6 +5,7 @@ mod cli;
 mod clock;
 mod config;
 mod container;
+mod doctor;
 mod error;
 mod grpc;
 mod id;
@@ -35,6 +36,8 @@ enum Verb {
     /// Show or check configuration.
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Say what this kernel and node can and cannot do, and the fix; exit code 1 if pods cannot run.
+    Doctor(config::Flags),
     #[command(flatten)]
     Client(cli::Command),
 }
@@ -70,6 +73,10 @@ fn main() -> ExitCode {
         }
         Verb::Config(ConfigVerb::Check(flags)) => match config::Config::load(&flags) {
             Ok(_) => ExitCode::SUCCESS,
+            Err(error) => fail(EX_USAGE, &error.to_string()),
+        },
+        Verb::Doctor(flags) => match config::Config::load(&flags) {
+            Ok(config) => doctor::doctor(&config),
             Err(error) => fail(EX_USAGE, &error.to_string()),
         },
         Verb::Client(command) => client(command),

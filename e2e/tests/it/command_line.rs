@@ -161,3 +161,27 @@ fn write(node: &Node, name: &str, manifest: &str) -> String {
     fs::write(&file, manifest).unwrap();
     Path::display(&file).to_string()
 }
+
+#[tokio::test]
+async fn doctor_says_what_this_node_lacks_without_a_daemon() {
+    let node = Node::start().await;
+    let output = Command::new(e2e::node::binary("lapstrake"))
+        .args(["doctor", "--state", "/dev/shm/lapstrake", "--root"])
+        .arg(node.root_dir())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    // Pods run on this machine: a test has just seen one.
+    assert!(output.status.success(), "{text}");
+    let line = |topic: &str| {
+        let found = text.lines().find(|line| line.get(7..).is_some_and(|it| it.starts_with(topic)));
+        found.unwrap_or_else(|| panic!("nothing about {topic:?} in:\n{text}"))
+    };
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert!(line("kernel").contains(release.trim()), "{text}");
+    assert!(line("state directory").starts_with("ok"), "{text}");
+    assert!(line("overlayfs").starts_with("ok"), "{text}");
+    let apparmor = Path::new("/sys/module/apparmor").exists();
+    assert_eq!(line("AppArmor").starts_with("ok"), apparmor, "{text}");
+    node.finish().await;
+}

@@ -1,0 +1,177 @@
+//! What doctor looks at, read from the kernel's own files and by harmless probes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::statfs;
+use rustix::mount::{FsOpenFlags, fsopen};
+
+use crate::config::Config;
+
+/// Facts about one node; `None` where the node would not tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Facts {
+    pub(super) root_user: bool,
+    /// As `uname -r` says it.
+    pub(super) kernel: String,
+    pub(super) cgroups: Cgroups,
+    /// The effective capabilities of this process, as in /proc/self/status.
+    pub(super) capabilities: Option<u64>,
+    /// Why an overlay cannot be opened, if so.
+    pub(super) overlay: Result<(), String>,
+    pub(super) user_namespaces_max: Option<u64>,
+    /// What a filter may answer; empty without seccomp filters.
+    pub(super) seccomp_actions: BTreeSet<String>,
+    /// Whether the kernel has nf_tables; a module that loads at first use counts.
+    pub(super) nf_tables: bool,
+    pub(super) ip_forward: Option<String>,
+    pub(super) ip_forward_writable: bool,
+    pub(super) ipv6: bool,
+    pub(super) apparmor: bool,
+    pub(super) apparmor_parser: bool,
+    pub(super) selinux: bool,
+    /// Whether this process sees the mounts that init sees.
+    pub(super) hosts_mounts: Option<bool>,
+    /// Whether mounts made below `/` reach other mount namespaces.
+    pub(super) root_is_shared: Option<bool>,
+    pub(super) root_dir: Directory,
+    pub(super) state_dir: Directory,
+    pub(super) shim: PathBuf,
+    pub(super) shim_is_there: bool,
+    /// Soft limit of open files.
+    pub(super) open_files: Option<u64>,
+    /// Handlers of the configuration whose binary is not there.
+    pub(super) missing_handlers: Vec<(String, PathBuf)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cgroups {
+    /// Controllers of the unified hierarchy; `None` when it is not mounted.
+    pub(super) unified: Option<BTreeSet<String>>,
+    /// Controllers of hierarchies of version 1.
+    pub(super) v1: BTreeSet<String>,
+}
+
+/// A directory of the daemon's, or the nearest parent that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Directory {
+    pub(super) path: PathBuf,
+    /// Magic number of the file system, see statfs(2).
+    pub(super) file_system: Option<i64>,
+    pub(super) free_bytes: u64,
+    pub(super) free_inodes: u64,
+}
+
+pub(super) fn read(config: &Config) -> Facts {
+    let status = text("/proc/self/status").unwrap_or_default();
+    let mounts = text("/proc/self/mountinfo").unwrap_or_default();
+    let shim = config.shim_binary();
+    let handlers = config.runtime.handlers.iter();
+    Facts {
+        root_user: rustix::process::geteuid().is_root(),
+        kernel: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
+        cgroups: cgroups(&mounts),
+        capabilities: status_field(&status, "CapEff:")
+            .and_then(|hex| u64::from_str_radix(hex, 16).ok()),
+        overlay: fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+            .map(drop)
+            .map_err(|errno| errno.to_string()),
+        user_namespaces_max: number("/proc/sys/user/max_user_namespaces"),
+        seccomp_actions: words(&text("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default()),
+        nf_tables: has_nf_tables(),
+        ip_forward: text("/proc/sys/net/ipv4/ip_forward"),
+        ip_forward_writable: rustix::fs::access(
+            "/proc/sys/net/ipv4/ip_forward",
+            rustix::fs::Access::WRITE_OK,
+        )
+        .is_ok(),
+        ipv6: Path::new("/proc/sys/net/ipv6").exists(),
+        apparmor: text("/sys/module/apparmor/parameters/enabled").as_deref() == Some("Y"),
+        apparmor_parser: ["/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"]
+            .iter()
+            .any(|path| Path::new(path).exists()),
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        hosts_mounts: same_mounts_as_init(),
+        root_is_shared: root_propagation(&mounts),
+        root_dir: directory(&config.root),
+        state_dir: directory(&config.state),
+        shim_is_there: shim.exists(),
+        shim,
+        open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
+        missing_handlers: handlers
+            .filter(|(_, path)| !path.exists())
+            .map(|(name, path)| (name.clone(), path.clone()))
+            .collect(),
+    }
+}
+
+fn text(path: &str) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+fn number(path: &str) -> Option<u64> {
+    text(path)?.parse().ok()
+}
+
+fn words(text: &str) -> BTreeSet<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn status_field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+fn cgroups(mounts: &str) -> Cgroups {
+    let mut found = Cgroups { unified: None, v1: BTreeSet::new() };
+    for line in mounts.lines() {
+        let Some((front, back)) = line.split_once(" - ") else { continue };
+        let mut back = back.split(' ');
+        match (back.next(), front.split(' ').nth(4), back.nth(1)) {
+            (Some("cgroup2"), Some(place), _) => {
+                let controllers = text(&format!("{place}/cgroup.controllers"));
+                found.unified = Some(words(&controllers.unwrap_or_default()));
+            }
+            (Some("cgroup"), _, Some(options)) => {
+                let names = options.split(',').filter(|it| !matches!(*it, "rw" | "ro" | "xattr"));
+                found.v1.extend(names.map(str::to_owned));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// `None` when init's namespaces may not be looked at.
+fn same_mounts_as_init() -> Option<bool> {
+    Some(fs::read_link("/proc/1/ns/mnt").ok()? == fs::read_link("/proc/self/ns/mnt").ok()?)
+}
+
+/// The last mount at `/` is the one that is seen.
+fn root_propagation(mounts: &str) -> Option<bool> {
+    let mut roots = mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
+    let front = roots.next_back()?.split(" - ").next()?;
+    Some(front.split(' ').skip(6).any(|tag| tag.starts_with("shared:")))
+}
+
+fn directory(path: &Path) -> Directory {
+    let existing = path.ancestors().find(|it| it.exists()).unwrap_or(Path::new("/"));
+    let stat = statfs(existing).ok();
+    let block = stat.map_or(0, |it| u64::try_from(it.f_bsize).unwrap_or_default());
+    Directory {
+        path: path.to_owned(),
+        file_system: stat.map(|it| it.f_type),
+        free_bytes: stat.map_or(0, |it| it.f_bavail.saturating_mul(block)),
+        free_inodes: stat.map_or(0, |it| it.f_ffree),
+    }
+}
+
+/// The module is loaded, is built in, or lies ready for this kernel to load.
+fn has_nf_tables() -> bool {
+    let release = text("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let lists = ["modules.builtin", "modules.dep"]
+        .map(|list| text(&format!("/lib/modules/{release}/{list}")).unwrap_or_default());
+    Path::new("/sys/module/nf_tables").exists()
+        || text("/proc/kallsyms").is_some_and(|it| it.contains(" nf_tables_newtable"))
+        || lists.iter().any(|list| list.contains("/nf_tables.ko"))
+}
