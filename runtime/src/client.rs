@@ -17,9 +17,10 @@ use crate::request::{
     ContainerCreated, ContainerState, CreateContainer, CreateSandbox, Event, ExecOutput, ExecSync,
     Exit, Inventory, Phase, SandboxCreated, SandboxState, Started,
 };
+use crate::session::Sessions;
 
 /// Calls that only change the shim's own state or send a signal.
-const QUICK: Duration = Duration::from_secs(10);
+pub(crate) const QUICK: Duration = Duration::from_secs(10);
 /// Creating mounts things and may wait for a slow disk.
 const CREATE: Duration = Duration::from_secs(120);
 /// Killing and removing a group; the shim itself gives up sooner.
@@ -44,6 +45,8 @@ struct Inner {
     pending: Mutex<Option<Pending>>,
     events: broadcast::Sender<Event>,
     pid: std::sync::atomic::AtomicI32,
+    version: std::sync::atomic::AtomicU32,
+    sessions: Sessions,
 }
 
 /// Who waits for which answer; gone with the connection.
@@ -76,13 +79,19 @@ impl Shim {
             pending: Mutex::new(Some(HashMap::new())),
             events: broadcast::Sender::new(EVENTS),
             pid: 0.into(),
+            version: 0.into(),
+            sessions: Sessions::default(),
         });
         let task = tokio::spawn(read_all(Arc::clone(&inner)));
         let shim = Self { inner, _keep: Arc::new(Guard(task.abort_handle())) };
         let hello = protocol::Hello { version: protocol::VERSION, pid: std::process::id() as i32 };
         match shim.call(Ask::Hello(hello), &[], ("connect to the shim", id), Some(deadline)).await?
         {
-            (Reply::Hello(hello), _) => shim.inner.pid.store(hello.pid, Ordering::Relaxed),
+            (Reply::Hello(hello), _) => {
+                shim.inner.pid.store(hello.pid, Ordering::Relaxed);
+                let common = hello.version.min(protocol::VERSION);
+                shim.inner.version.store(common, Ordering::Relaxed);
+            }
             _ => return Err(shim.confused("connect to the shim")),
         }
         Ok(shim)
@@ -91,6 +100,15 @@ impl Shim {
     /// The shim's process.
     pub fn pid(&self) -> i32 {
         self.inner.pid.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.inner.id
+    }
+
+    /// The newest version of the protocol that both sides speak.
+    pub fn version(&self) -> u32 {
+        self.inner.version.load(Ordering::Relaxed)
     }
 
     /// What happens from now on.
@@ -298,6 +316,8 @@ impl Shim {
             pid: s.pid,
             started_at_ns: s.started_at_ns,
             log_dropped_bytes: s.log_dropped_bytes,
+            paused: s.paused,
+            cgroup: s.cgroup,
             id: s.id,
         };
         let sandbox = i.sandbox.map(|s| SandboxState {
@@ -309,7 +329,7 @@ impl Shim {
         Ok(Inventory { sandbox, containers: i.containers.into_iter().map(container).collect() })
     }
 
-    async fn done(
+    pub(crate) async fn done(
         &self,
         ask: Ask,
         stage: &str,
@@ -322,7 +342,7 @@ impl Shim {
         }
     }
 
-    async fn call(
+    pub(crate) async fn call(
         &self,
         ask: Ask,
         fds: &[BorrowedFd<'_>],
@@ -355,7 +375,11 @@ impl Shim {
         }
     }
 
-    fn confused(&self, stage: &str) -> Error {
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.inner.sessions
+    }
+
+    pub(crate) fn confused(&self, stage: &str) -> Error {
         Error::new(ErrorKind::Failed, &self.inner.id, stage, "the shim answered something else")
     }
 }
@@ -402,21 +426,39 @@ async fn read_all(inner: Arc<Inner>) {
         }
     }
     *lock(&inner.pending) = None;
+    inner.sessions.lose();
     let _ = inner.events.send(Event::Lost); // nobody listening is fine
 }
 
 fn deliver(inner: &Inner, packet: Packet, fds: Vec<OwnedFd>) {
     match packet.body {
         Some(Body::Answer(answer)) => {
+            // Before anybody can hear of its end.
+            if let Some(Reply::Opened(opened)) = &answer.reply {
+                inner.sessions.begin(opened.session);
+            }
             let waiting = lock(&inner.pending).as_mut().and_then(|p| p.remove(&packet.seq));
-            if let (Some(waiting), Some(reply)) = (waiting, answer.reply) {
-                let _ = waiting.send((reply, fds)); // whoever asked may have given up
+            let Some(reply) = answer.reply else { return };
+            let unheard = match waiting {
+                Some(waiting) => waiting.send((reply, fds)).err().map(|(reply, _)| reply),
+                None => Some(reply),
+            };
+            // Whoever asked has given up: nobody would ever end that process.
+            if let Some(Reply::Opened(protocol::Opened { session: session @ 1.., .. })) = unheard {
+                inner.sessions.forget(session);
+                let kill = Packet::call(0, Ask::KillSession(protocol::SessionRef { session }));
+                let _ = protocol::send(inner.socket.get_ref().as_fd(), &kill, &[]);
             }
         }
         Some(Body::Notice(notice)) => {
-            if let Some(News::Exited(e)) = notice.news {
-                let event = Event::Exited { id: e.id, exit: e.exit.unwrap_or_default().into() };
-                let _ = inner.events.send(event);
+            match notice.news {
+                Some(News::Exited(e)) => {
+                    let event = Event::Exited { id: e.id, exit: e.exit.unwrap_or_default().into() };
+                    let _ = inner.events.send(event);
+                }
+                Some(News::SessionEnded(e)) => inner.sessions.end(e.session, e.code),
+                // News of a newer shim, which this daemon can do without.
+                None => {}
             }
         }
         _ => {
@@ -430,7 +472,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn target(id: &str) -> Target {
+pub(crate) fn target(id: &str) -> Target {
     Target { id: id.to_owned() }
 }
 

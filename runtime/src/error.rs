@@ -22,6 +22,8 @@ pub enum ErrorKind {
     InvalidState,
     InvalidArgument,
     Timeout,
+    /// The shim is older than the call.
+    Unsupported,
     Failed,
 }
 
@@ -44,6 +46,7 @@ impl Error {
             protocol::Kind::NotFound => ErrorKind::NotFound,
             protocol::Kind::AlreadyExited => ErrorKind::AlreadyExited,
             protocol::Kind::InvalidState => ErrorKind::InvalidState,
+            protocol::Kind::Unsupported if failed.stage == "call" => ErrorKind::Unsupported,
             protocol::Kind::InvalidArgument | protocol::Kind::Unsupported => {
                 ErrorKind::InvalidArgument
             }

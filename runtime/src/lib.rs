@@ -3,6 +3,7 @@
 mod client;
 mod error;
 mod request;
+mod session;
 mod shims;
 mod sweep;
 mod sys;
@@ -11,4 +12,5 @@ pub use cgroup;
 pub use client::Shim;
 pub use error::{Error, ErrorKind};
 pub use request::*;
+pub use session::{Attach, Exec, ExecSession, Family, Streams};
 pub use shims::{ShimCgroup, Shims};

@@ -71,8 +71,22 @@ pub struct Exit {
     /// Unix nanoseconds.
     pub at_ns: i64,
     pub oom_killed: bool,
+    /// Whose limit it was, when `oom_killed`.
+    pub oom_scope: OomScope,
     /// Why the workload never ran.
     pub start_error: Option<String>,
+}
+
+/// At which level memory was short.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OomScope {
+    /// A shim that is too old to tell, or a kernel that does not.
+    #[default]
+    Unknown,
+    Container,
+    Pod,
+    /// A group above the pod's, or the node itself.
+    Ancestor,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +137,9 @@ pub struct ContainerState {
     pub started_at_ns: i64,
     /// Output that could not be written to the log.
     pub log_dropped_bytes: u64,
+    /// From the root of every hierarchy; empty when the shim is too old to tell.
+    pub cgroup: String,
+    pub paused: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,8 +151,14 @@ pub enum Phase {
 
 impl From<protocol::Exit> for Exit {
     fn from(e: protocol::Exit) -> Self {
+        let oom_scope = match e.oom_scope() {
+            protocol::OomScope::Unknown => OomScope::Unknown,
+            protocol::OomScope::Container => OomScope::Container,
+            protocol::OomScope::Pod => OomScope::Pod,
+            protocol::OomScope::Ancestor => OomScope::Ancestor,
+        };
         let start_error = (!e.start_error.is_empty()).then_some(e.start_error);
-        Self { code: e.code, at_ns: e.at_ns, oom_killed: e.oom_killed, start_error }
+        Self { code: e.code, at_ns: e.at_ns, oom_killed: e.oom_killed, oom_scope, start_error }
     }
 }
 

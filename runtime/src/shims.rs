@@ -107,16 +107,7 @@ impl Shims {
         pod_dir: &Path,
         deadline: Duration,
     ) -> Result<Shim, Error> {
-        let stage = "connect to the shim";
-        let dir = pod_dir.to_owned();
-        let socket =
-            tokio::task::spawn_blocking(move || dial(&dir)).await.map_err(io::Error::other);
-        let socket = match socket.and_then(|r| r.map_err(io::Error::from)) {
-            Ok(socket) => socket,
-            Err(e) if is_gone(&e) => return Err(Error::gone(id, stage)),
-            Err(e) => return Err(Error::new(ErrorKind::Failed, id, stage, e)),
-        };
-        Shim::greet(id, socket, deadline).await
+        Shim::connect(id, pod_dir, deadline).await
     }
 
     /// Waits for the process of a shim that was shut down, and removes its group.
@@ -156,6 +147,22 @@ impl Shims {
     /// Removes the parent of all shims' groups when the last one is gone. For a daemon that leaves the node.
     pub fn prune(&self) {
         self.node.prune(&format!("/{}", self.group.parent.trim_matches('/')));
+    }
+}
+
+impl Shim {
+    /// Connects to the living shim of a pod. Kind `Gone` when none lives, `Timeout` when it does not answer.
+    pub async fn connect(id: &str, pod_dir: &Path, deadline: Duration) -> Result<Self, Error> {
+        let stage = "connect to the shim";
+        let dir = pod_dir.to_owned();
+        let socket =
+            tokio::task::spawn_blocking(move || dial(&dir)).await.map_err(io::Error::other);
+        let socket = match socket.and_then(|r| r.map_err(io::Error::from)) {
+            Ok(socket) => socket,
+            Err(e) if is_gone(&e) => return Err(Error::gone(id, stage)),
+            Err(e) => return Err(Error::new(ErrorKind::Failed, id, stage, e)),
+        };
+        Self::greet(id, socket, deadline).await
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod handler;
 mod node;
+mod sessions;
 
 use std::time::{Duration, Instant};
 

@@ -51,6 +51,7 @@ fn runtime_code(kind: runtime::ErrorKind) -> Code {
         ErrorKind::AlreadyExited | ErrorKind::InvalidState => Code::FailedPrecondition,
         ErrorKind::Timeout => Code::DeadlineExceeded,
         ErrorKind::Gone => Code::Unavailable,
+        ErrorKind::Unsupported => Code::Unimplemented,
         ErrorKind::Failed => Code::Unknown,
     }
 }

@@ -11,5 +11,6 @@ pub mod wire;
 pub use message::*;
 pub use wire::{Received, WireError, pair, receive, send};
 
-/// The version this code speaks; each side says its own in `Hello` and both use the smaller.
-pub const VERSION: u32 = 1;
+/// The version this code speaks; each side says its own in `Hello` and both use the smaller. 2 added sessions, sockets,
+/// pausing and the scope of an OOM kill.
+pub const VERSION: u32 = 2;

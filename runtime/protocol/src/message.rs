@@ -36,7 +36,10 @@ pub struct Spilled {
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Call {
-    #[prost(oneof = "Ask", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(
+        oneof = "Ask",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
+    )]
     pub ask: Option<Ask>,
 }
 
@@ -71,6 +74,31 @@ pub enum Ask {
     Shutdown(Empty),
     #[prost(message, tag = "13")]
     Inventory(Empty),
+    // Since version 2.
+    /// A process whose stdio goes to the caller: see `Opened`.
+    #[prost(message, tag = "14")]
+    Exec(Exec),
+    /// SIGKILL to the whole tree of an exec'd process.
+    #[prost(message, tag = "15")]
+    KillSession(SessionRef),
+    /// Copies of a container's output, and its input: see `Opened`.
+    #[prost(message, tag = "16")]
+    Attach(Attach),
+    /// The shim lets go of its end of the container's stdin, so that the last attached writer's close is the end of
+    /// it. No effect on a terminal.
+    #[prost(message, tag = "17")]
+    CloseStdin(Target),
+    /// A new socket in the pod's network namespace, not connected. Descriptor in the answer: the socket, non-blocking.
+    #[prost(message, tag = "18")]
+    Socket(Socket),
+    /// Answered when every process of the container has stopped.
+    #[prost(message, tag = "19")]
+    Pause(Target),
+    #[prost(message, tag = "20")]
+    Resume(Target),
+    /// The size of a container's terminal.
+    #[prost(message, tag = "21")]
+    Resize(Resize),
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -188,8 +216,73 @@ pub struct Update {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct Exec {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The OCI `process` object; its `consoleSize` is the first size of the terminal.
+    #[prost(bytes = "vec", tag = "2")]
+    pub process_json: Vec<u8>,
+    /// A terminal instead of pipes; the three below do not count then.
+    #[prost(bool, tag = "3")]
+    pub tty: bool,
+    #[prost(bool, tag = "4")]
+    pub stdin: bool,
+    #[prost(bool, tag = "5")]
+    pub stdout: bool,
+    #[prost(bool, tag = "6")]
+    pub stderr: bool,
+    /// As in `ExecSync`.
+    #[prost(string, tag = "7")]
+    pub seccomp_bpf: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Attach {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(bool, tag = "2")]
+    pub stdin: bool,
+    #[prost(bool, tag = "3")]
+    pub stdout: bool,
+    #[prost(bool, tag = "4")]
+    pub stderr: bool,
+    /// Bytes of earlier output that come first, as far as the log still has them.
+    #[prost(uint64, tag = "5")]
+    pub replay: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct SessionRef {
+    #[prost(uint32, tag = "1")]
+    pub session: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Socket {
+    #[prost(enumeration = "Family", tag = "1")]
+    pub family: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum Family {
+    Inet = 0,
+    Inet6 = 1,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Resize {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(uint32, tag = "2")]
+    pub rows: u32,
+    #[prost(uint32, tag = "3")]
+    pub columns: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct Answer {
-    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub reply: Option<Reply>,
 }
 
@@ -209,6 +302,9 @@ pub enum Reply {
     Output(Output),
     #[prost(message, tag = "7")]
     Inventory(Inventory),
+    // Since version 2.
+    #[prost(message, tag = "8")]
+    Opened(Opened),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -265,6 +361,24 @@ pub struct Output {
     pub stderr_spilled: u64,
 }
 
+/// The process is its program, or the container is attached to. The descriptors in this order, each when it says so:
+/// the terminal's master; the write end of stdin; the read ends of stdout and stderr. All are non-blocking.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Opened {
+    /// Names an exec'd process in `KillSession` and `SessionEnded`; 0 when attached. It is killed with its tree when
+    /// the connection it was asked for over ends.
+    #[prost(uint32, tag = "1")]
+    pub session: u32,
+    #[prost(bool, tag = "2")]
+    pub terminal: bool,
+    #[prost(bool, tag = "3")]
+    pub stdin: bool,
+    #[prost(bool, tag = "4")]
+    pub stdout: bool,
+    #[prost(bool, tag = "5")]
+    pub stderr: bool,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub struct Inventory {
     #[prost(message, optional, tag = "1")]
@@ -290,6 +404,12 @@ pub struct State {
     /// Bytes of output that never reached the log because it could not be written.
     #[prost(uint64, tag = "7")]
     pub log_dropped_bytes: u64,
+    // Since version 2.
+    /// Its control group, from the root of every hierarchy.
+    #[prost(string, tag = "8")]
+    pub cgroup: String,
+    #[prost(bool, tag = "9")]
+    pub paused: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
@@ -313,11 +433,25 @@ pub struct Exit {
     /// Why the workload never ran; empty: it did.
     #[prost(string, tag = "4")]
     pub start_error: String,
+    // Since version 2.
+    /// Whose limit it was, when `oom_killed`.
+    #[prost(enumeration = "OomScope", tag = "5")]
+    pub oom_scope: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum OomScope {
+    Unknown = 0,
+    Container = 1,
+    Pod = 2,
+    /// A group above the pod's, or the node itself.
+    Ancestor = 3,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Notice {
-    #[prost(oneof = "News", tags = "1")]
+    #[prost(oneof = "News", tags = "1, 2")]
     pub news: Option<News>,
 }
 
@@ -325,6 +459,19 @@ pub struct Notice {
 pub enum News {
     #[prost(message, tag = "1")]
     Exited(Exited),
+    // Since version 2.
+    /// To the connection that asked for the exec only.
+    #[prost(message, tag = "2")]
+    SessionEnded(SessionEnded),
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct SessionEnded {
+    #[prost(uint32, tag = "1")]
+    pub session: u32,
+    /// 128 + n for signal n.
+    #[prost(int32, tag = "2")]
+    pub code: i32,
 }
 
 /// A container, or the sandbox itself (its pause process), has ended and its output is in the log.

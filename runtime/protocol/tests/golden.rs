@@ -11,17 +11,14 @@ fn target(id: &str) -> Target {
     Target { id: id.into() }
 }
 
-fn transcript() -> Vec<(&'static str, Packet)> {
-    let exit = Exit { code: 137, at_ns: 5, oom_killed: true, start_error: "e".into() };
-    let state = State {
-        id: "c".into(),
-        pid: 7,
-        phase: Phase::Exited.into(),
-        started_at_ns: 3,
-        exit: Some(exit.clone()),
-        start_ticks: 4,
-        log_dropped_bytes: 6,
-    };
+/// What peers of version 1 say.
+fn first() -> Vec<(&'static str, Packet)> {
+    let (mut all, answers) = (first_calls(), first_answers());
+    all.extend(answers);
+    all
+}
+
+fn first_calls() -> Vec<(&'static str, Packet)> {
     let rootfs =
         Rootfs { lowers: vec!["/l".into()], upper: "/u".into(), work: "/w".into(), volatile: true };
     let create = CreateContainer {
@@ -45,14 +42,6 @@ fn transcript() -> Vec<(&'static str, Packet)> {
         output_cap: 2,
         seccomp_bpf: "/s".into(),
     };
-    let output = Output {
-        exit_code: 1,
-        stdout: b"o".to_vec(),
-        stderr: b"e".to_vec(),
-        stdout_spilled: 2,
-        stderr_spilled: 3,
-    };
-    let failed = Failed::new(Kind::NotFound, "start", "gone");
     vec![
         ("call hello", Packet::call(1, Ask::Hello(Hello { version: 1, pid: 2 }))),
         ("call create_sandbox", Packet::call(1, Ask::CreateSandbox(sandbox))),
@@ -70,6 +59,36 @@ fn transcript() -> Vec<(&'static str, Packet)> {
         ("call stop_sandbox", Packet::call(1, Ask::StopSandbox(Empty {}))),
         ("call shutdown", Packet::call(1, Ask::Shutdown(Empty {}))),
         ("call inventory", Packet::call(1, Ask::Inventory(Empty {}))),
+    ]
+}
+
+fn first_answers() -> Vec<(&'static str, Packet)> {
+    let exit = Exit {
+        code: 137,
+        at_ns: 5,
+        oom_killed: true,
+        start_error: "e".into(),
+        ..Default::default()
+    };
+    let state = State {
+        id: "c".into(),
+        pid: 7,
+        phase: Phase::Exited.into(),
+        started_at_ns: 3,
+        exit: Some(exit.clone()),
+        start_ticks: 4,
+        log_dropped_bytes: 6,
+        ..Default::default()
+    };
+    let output = Output {
+        exit_code: 1,
+        stdout: b"o".to_vec(),
+        stderr: b"e".to_vec(),
+        stdout_spilled: 2,
+        stderr_spilled: 3,
+    };
+    let failed = Failed::new(Kind::NotFound, "start", "gone");
+    vec![
         ("answer failed", Packet::answer(1, Reply::Failed(failed))),
         ("answer done", Packet::answer(1, Reply::Done(Empty {}))),
         ("answer hello", Packet::answer(1, Reply::Hello(Hello { version: 1, pid: 2 }))),
@@ -91,25 +110,71 @@ fn transcript() -> Vec<(&'static str, Packet)> {
     ]
 }
 
-#[test]
-fn every_message_still_has_the_bytes_it_was_born_with() {
-    let golden = include_str!("golden.txt");
-    let now: String =
-        transcript().iter().map(|(n, p)| format!("{n}: {}\n", hex(&p.encode_to_vec()))).collect();
-    if std::env::var_os("GOLDEN_PRINT").is_some() {
-        eprint!("{now}");
-    }
-    assert!(now == golden, "the wire format changed:\n{now}");
+/// What version 2 added.
+fn second() -> Vec<(&'static str, Packet)> {
+    let exit =
+        Exit { oom_killed: true, oom_scope: OomScope::Ancestor.into(), ..Default::default() };
+    let state = State { id: "c".into(), cgroup: "/g".into(), paused: true, ..Default::default() };
+    let exec = Exec {
+        id: "c".into(),
+        process_json: b"{}".to_vec(),
+        tty: true,
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        seccomp_bpf: "/s".into(),
+    };
+    let attach = Attach { id: "c".into(), stdin: true, stdout: true, stderr: true, replay: 9 };
+    let opened = Opened { session: 7, terminal: true, stdin: true, stdout: true, stderr: true };
+    let socket = Socket { family: Family::Inet6.into() };
+    let resize = Resize { id: "c".into(), rows: 24, columns: 80 };
+    let inventory = Inventory { sandbox: Some(state), containers: vec![] };
+    let exited = Exited { id: "c".into(), exit: Some(exit) };
+    let ended = SessionEnded { session: 7, code: 3 };
+    vec![
+        ("call exec", Packet::call(1, Ask::Exec(exec))),
+        ("call kill_session", Packet::call(1, Ask::KillSession(SessionRef { session: 7 }))),
+        ("call attach", Packet::call(1, Ask::Attach(attach))),
+        ("call close_stdin", Packet::call(1, Ask::CloseStdin(target("c")))),
+        ("call socket", Packet::call(1, Ask::Socket(socket))),
+        ("call pause", Packet::call(1, Ask::Pause(target("c")))),
+        ("call resume", Packet::call(1, Ask::Resume(target("c")))),
+        ("call resize", Packet::call(1, Ask::Resize(resize))),
+        ("answer opened", Packet::answer(1, Reply::Opened(opened))),
+        ("answer inventory", Packet::answer(1, Reply::Inventory(inventory))),
+        ("notice exited", Packet::notice(News::Exited(exited))),
+        ("notice session_ended", Packet::notice(News::SessionEnded(ended))),
+    ]
+}
+
+/// Every version since the first, with its file: a file of a version that was released is never edited.
+fn versions() -> Vec<(Vec<(&'static str, Packet)>, &'static str)> {
+    vec![(first(), include_str!("golden/1.txt")), (second(), include_str!("golden/2.txt"))]
 }
 
 #[test]
-fn what_was_encoded_decodes_to_the_same_message() {
-    for (name, packet) in transcript() {
-        assert_eq!(
-            Packet::decode(packet.encode_to_vec().as_slice()).expect(name),
-            packet,
-            "{name}"
-        );
+fn every_version_has_its_golden_bytes() {
+    assert_eq!(versions().len(), VERSION as usize);
+}
+
+#[test]
+fn every_message_still_has_the_bytes_it_was_born_with() {
+    for (transcript, golden) in versions() {
+        let line = |(n, p): &(&str, Packet)| format!("{n}: {}\n", hex(&p.encode_to_vec()));
+        let now: String = transcript.iter().map(line).collect();
+        assert!(now == golden, "the wire format changed:\n{now}");
+    }
+}
+
+#[test]
+fn the_bytes_of_every_version_mean_what_they_meant() {
+    for (transcript, golden) in versions() {
+        for ((name, packet), line) in transcript.iter().zip(golden.lines()) {
+            let (_, hex) = line.split_once(": ").expect("a line is `name: hex`");
+            let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex");
+            let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+            assert_eq!(&Packet::decode(bytes.as_slice()).expect(name), packet, "{name}");
+        }
     }
 }
 

@@ -114,14 +114,14 @@ pub(crate) struct ExecJob<'a> {
     /// The external runtime that made the container.
     pub(crate) handler: Option<Handler<'a>>,
     pub(crate) seccomp: &'a str,
-    pub(crate) stdio: [BorrowedFd<'a>; 3],
+    pub(crate) stdio: Stdio<'a>,
     pub(crate) node: &'a cgroup::Hierarchies,
     pub(crate) channel: BorrowedFd<'a>,
 }
 
 /// Runs in the forked child; its result is the child's exit code.
 pub(crate) fn enter(job: &ExecJob<'_>) -> i32 {
-    keep_only(Stdio::Pipes(job.stdio), [job.channel].into_iter());
+    keep_only(job.stdio, [job.channel].into_iter());
     let result = match &job.handler {
         Some(handler) => Err(handler::exec(handler, job)),
         None => try_enter(job),
@@ -148,7 +148,7 @@ fn try_enter(job: &ExecJob<'_>) -> Result<(), Error> {
         node: job.node,
         cgroup: job.cgroup,
         tracker: Some(job.tracker),
-        stdio: Stdio::Pipes(job.stdio),
+        stdio: job.stdio,
         seccomp: seccomp.as_deref(),
         memory_policy: None,
         channel: job.channel,

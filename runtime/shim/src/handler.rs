@@ -76,6 +76,9 @@ pub(crate) fn exec(handler: &Handler<'_>, job: &ExecJob<'_>) -> Error {
 }
 
 fn try_exec(handler: &Handler<'_>, job: &ExecJob<'_>) -> Result<Command, Error> {
+    let Stdio::Pipes(fds) = job.stdio else {
+        return Err(Error::new("exec", "an external runtime takes pipes only"));
+    };
     let failed = |e: Errno| Error::new("exec", container::error::words(&e.into()));
     rustix::process::setsid().map_err(failed)?;
     channel::say_init(job.channel)?;
@@ -98,7 +101,7 @@ fn try_exec(handler: &Handler<'_>, job: &ExecJob<'_>) -> Result<Command, Error> 
     command.arg("--cgroup").arg(group);
     command.arg("--process").arg(format!("/proc/self/fd/{}", process.as_raw_fd()));
     command.arg(handler.id);
-    attach(&mut command, job.stdio)?;
+    attach(&mut command, fds)?;
     std::mem::forget(process); // stays open across exec
     reset_signals();
     Ok(command)

@@ -12,13 +12,15 @@ pub(crate) struct Caller {
     pub(crate) seq: u64,
 }
 
-/// More than a daemon, its successor and a debugging tool is a mistake.
-pub(crate) const LINKS_MAX: usize = 8;
+/// More than a daemon, a streaming process, their successors and a debugging tool is a mistake.
+pub(crate) const LINKS_MAX: usize = 16;
 
 #[derive(Debug, Default)]
 pub(crate) struct Links {
     open: BTreeMap<u32, OwnedFd>,
     next: u32,
+    /// Closed since the last look: what was begun over them ends with them.
+    closed: Vec<u32>,
 }
 
 impl Links {
@@ -38,7 +40,14 @@ impl Links {
 
     /// Closing it also takes it out of the epoll set.
     pub(crate) fn drop(&mut self, link: u32) {
-        self.open.remove(&link);
+        if self.open.remove(&link).is_some() {
+            self.closed.push(link);
+        }
+    }
+
+    /// The links that were closed since the last call.
+    pub(crate) fn take_closed(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.closed)
     }
 
     pub(crate) fn answer(&mut self, to: Caller, reply: Reply) {
@@ -59,8 +68,17 @@ impl Links {
 
     /// Tells every daemon.
     pub(crate) fn tell(&mut self, news: &News) {
-        let packet = Packet::notice(news.clone());
-        self.open.retain(|_, socket| protocol::send(socket.as_fd(), &packet, &[]).is_ok());
+        for link in self.open.keys().copied().collect::<Vec<_>>() {
+            self.tell_one(link, news.clone());
+        }
+    }
+
+    /// Tells one daemon, if it is still there.
+    pub(crate) fn tell_one(&mut self, link: u32, news: News) {
+        let Some(socket) = self.open.get(&link) else { return };
+        if protocol::send(socket.as_fd(), &Packet::notice(news), &[]).is_err() {
+            self.drop(link);
+        }
     }
 }
 

@@ -42,6 +42,7 @@ pub(crate) struct Member {
     /// Made by an external runtime: the runtime and the bundle.
     pub(crate) handler: Option<External>,
     pub(crate) dropped: Arc<AtomicU64>,
+    pub(crate) paused: bool,
     /// The log could not be opened anew; kept for the reader of the inventory.
     pub(crate) reopening: Vec<Caller>,
 }
@@ -66,8 +67,12 @@ pub(crate) enum Deletion {
 #[derive(Debug, Default)]
 pub(crate) struct Stdio {
     pub(crate) outputs: Vec<(crate::log::Stream, OwnedFd)>,
-    /// Kept for attach.
+    /// The write end of stdin, kept for those who attach.
     pub(crate) stdin: Option<OwnedFd>,
+    /// A copy of the terminal's master, for input and for its size.
+    pub(crate) terminal: Option<OwnedFd>,
+    /// Whoever reads along may slow the container down for a moment: see `log::readers`.
+    pub(crate) interactive: bool,
     pub(crate) log_path: Option<std::path::PathBuf>,
     pub(crate) line_max: usize,
 }
@@ -94,6 +99,7 @@ impl Member {
             seccomp: String::new(),
             handler: None,
             dropped: Arc::default(),
+            paused: false,
             reopening: Vec::new(),
         }
     }
@@ -111,6 +117,8 @@ impl Member {
             exit: self.exit.clone().filter(|_| self.phase == Phase::Exited),
             start_ticks: self.start_ticks,
             log_dropped_bytes: self.dropped.load(Ordering::Relaxed),
+            cgroup: self.cgroup.clone(),
+            paused: self.paused,
         }
     }
 }

@@ -25,6 +25,7 @@ pub(crate) enum Token {
     Report(u32),
     ExecReport(u32),
     ExecOutput(u32, usize),
+    StreamReport(u32),
 }
 
 impl Token {
@@ -37,6 +38,7 @@ impl Token {
             Self::Report(n) => (4, n),
             Self::ExecReport(n) => (5, n),
             Self::ExecOutput(n, stream) => (6 + stream as u64, n),
+            Self::StreamReport(n) => (8, n),
         };
         kind << 32 | u64::from(number)
     }
@@ -50,6 +52,7 @@ impl Token {
             3 => Self::Link(number),
             4 => Self::Report(number),
             5 => Self::ExecReport(number),
+            8 => Self::StreamReport(number),
             kind => Self::ExecOutput(number, (kind & 1) as usize),
         }
     }
@@ -109,6 +112,7 @@ pub(crate) fn run(
                 Token::Report(key) => pod.report(key),
                 Token::ExecReport(session) => pod.exec_report(session),
                 Token::ExecOutput(session, stream) => pod.exec_output(session, stream, &mut buffer),
+                Token::StreamReport(session) => pod.stream_report(session),
             }
         }
         pod.tick();
@@ -149,6 +153,14 @@ fn dispatch(pod: &mut Pod, link: u32, packet: Packet, mut fds: Vec<OwnedFd>) {
         Some(Ask::StopSandbox(_)) => pod.stop(caller),
         Some(Ask::Shutdown(_)) => pod.shutdown(caller),
         Some(Ask::Inventory(_)) => pod.inventory(caller),
+        Some(Ask::Exec(ask)) => pod.exec(caller, &ask),
+        Some(Ask::KillSession(ask)) => pod.kill_session(caller, ask.session),
+        Some(Ask::Attach(ask)) => pod.attach(caller, &ask),
+        Some(Ask::CloseStdin(target)) => pod.close_stdin(caller, &target.id),
+        Some(Ask::Socket(ask)) => pod.socket(caller, ask.family()),
+        Some(Ask::Pause(target)) => pod.pause(caller, &target.id),
+        Some(Ask::Resume(target)) => pod.resume(caller, &target.id),
+        Some(Ask::Resize(ask)) => pod.resize(caller, &ask),
         // A call of a newer daemon: say so, so that it can do without.
         None => {
             pod.links.fail(caller, Kind::Unsupported, "call", "this shim is older than the call")
@@ -171,6 +183,7 @@ mod tests {
             Token::ExecReport(1),
             Token::ExecOutput(3, 0),
             Token::ExecOutput(3, 1),
+            Token::StreamReport(4),
         ];
         for token in all {
             assert_eq!(Token::unpack(token.pack()), token);

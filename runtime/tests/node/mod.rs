@@ -34,6 +34,7 @@ pub(crate) struct Payload {
     pub(crate) cwd: String,
     pub(crate) caps: String,
     pub(crate) tty: bool,
+    pub(crate) stdin: bool,
     pub(crate) pod_pids: bool,
     pub(crate) handler: Option<PathBuf>,
     pub(crate) hooks: String,
@@ -49,6 +50,7 @@ impl Payload {
             cwd: "/".into(),
             caps: DEFAULT_CAPS.into(),
             tty: false,
+            stdin: false,
             pod_pids: false,
             handler: None,
             hooks: "{}".into(),
@@ -70,6 +72,11 @@ pub(crate) struct Running<'n> {
 impl Node {
     /// `None`, said loudly, when this machine cannot run the test and is not required to.
     pub(crate) async fn start(name: &str) -> Option<Self> {
+        Self::start_in(name, std::fs::File::open("/proc/self/ns/net").expect("netns")).await
+    }
+
+    /// The same with a network namespace of the test's choice.
+    pub(crate) async fn start_in(name: &str, netns: std::fs::File) -> Option<Self> {
         let root = rustix::process::geteuid().is_root();
         if !root || !Path::new(BUSYBOX).exists() {
             let why = format!("SKIPPED {name}: needs root and {BUSYBOX} (package busybox-static)");
@@ -91,7 +98,6 @@ impl Node {
         );
         std::fs::write(dir.path().join("pod/config.json"), config).expect("config");
         let request = CreateSandbox { id, bundle: dir.path().join("pod"), shm_size: 1 << 20 };
-        let netns = std::fs::File::open("/proc/self/ns/net").expect("netns");
         let sandbox = shim.create_sandbox(request, Some(netns.into())).await.expect("sandbox");
         Some(Self { shims, shim, sandbox, hierarchies, name: name.to_owned(), dir })
     }
@@ -142,6 +148,7 @@ impl Node {
             },
             log_path: Some(self.log_path(short)),
             tty: payload.tty,
+            stdin: payload.stdin,
             handler: payload.handler,
             ..Default::default()
         };
@@ -298,7 +305,7 @@ fn lay_out(dir: &Path) {
     let applets = [
         "sh", "cat", "ls", "sleep", "dd", "id", "ps", "grep", "hostname", "mount", "wc",
         "readlink", "tr", "touch", "head", "tail", "df", "tty", "stat", "uniq", "true", "yes",
-        "seq",
+        "seq", "stty", "nc", "printf",
     ];
     for applet in applets {
         std::os::unix::fs::symlink("busybox", dir.join("layer/bin").join(applet)).expect("link");

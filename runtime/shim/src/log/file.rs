@@ -25,6 +25,10 @@ impl LogFile {
         Ok(Self { path, fd, torn: false, dropped })
     }
 
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     /// Starts a new file under the same name, after the old one was renamed. Lines are written whole, so this is
     /// always at a line boundary. On failure the old file stays in use.
     pub(crate) fn reopen(&mut self) -> Result<(), Errno> {

@@ -39,6 +39,11 @@ impl Lines {
         self.carry.extend_from_slice(rest);
     }
 
+    /// What has no newline yet.
+    pub(crate) fn unfinished(&self) -> &[u8] {
+        &self.carry
+    }
+
     /// The end of the stream: what is left, if anything.
     pub(crate) fn finish(&mut self, head: Head<'_>, out: &mut Vec<u8>) {
         if !self.carry.is_empty() {

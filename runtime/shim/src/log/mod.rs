@@ -3,6 +3,8 @@
 mod file;
 mod lines;
 mod pump;
+mod readers;
+mod tail;
 
 pub(crate) use file::touch;
 pub(crate) use pump::{Outcome, Pump, Source, Stream};

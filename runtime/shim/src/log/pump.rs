@@ -12,6 +12,8 @@ use rustix::io::{Errno, read, write};
 
 use super::file::LogFile;
 use super::lines::{Head, Lines};
+use super::readers::{READERS_MAX, Reader, Taken};
+use super::tail;
 use container::stamp;
 
 /// How long output is awaited after the main process has ended: a child that keeps the pipe open must not delay
@@ -42,6 +44,8 @@ pub(crate) struct Source {
     pub(crate) fds: Vec<(Stream, OwnedFd)>,
     pub(crate) path: Option<PathBuf>,
     pub(crate) line_max: usize,
+    /// Readers that fall behind are waited for: see `readers`.
+    pub(crate) interactive: bool,
     /// Counts bytes that could not be written.
     pub(crate) dropped: Arc<AtomicU64>,
 }
@@ -61,6 +65,7 @@ pub(crate) enum Outcome {
 
 enum Order {
     Add(Source),
+    Attach { key: u32, readers: Vec<(Stream, OwnedFd)>, replay: u64 },
     Reopen(u32),
     Finish(u32),
     Quit,
@@ -117,6 +122,11 @@ impl Pump {
         self.order(Order::Add(source));
     }
 
+    /// Copies of the output go into these non-blocking write ends, until their readers close or fall behind.
+    pub(crate) fn attach(&self, key: u32, readers: Vec<(Stream, OwnedFd)>, replay: u64) {
+        self.order(Order::Attach { key, readers, replay });
+    }
+
     pub(crate) fn reopen(&self, key: u32) {
         self.order(Order::Reopen(key));
     }
@@ -145,23 +155,34 @@ struct Worker {
     shared: Arc<Shared>,
     epoll: OwnedFd,
     logs: BTreeMap<u32, Log>,
+    next_reader: u32,
     input: Vec<u8>,
     output: Vec<u8>,
 }
 
 struct Log {
-    streams: [Option<Reader>; 2],
+    streams: [Option<Input>; 2],
     file: LogFile,
     deadline: Option<Instant>,
+    /// Its end was told; it only stays for readers that are waited for.
+    over: bool,
+    interactive: bool,
+    /// By the number in their token.
+    readers: BTreeMap<u32, Reader>,
 }
 
-struct Reader {
+/// One stream of a container.
+struct Input {
     fd: OwnedFd,
     lines: Lines,
+    /// Not read at the moment, because a reader is waited for.
+    held: bool,
 }
 
-/// Token of the order eventfd; all others are `key << 1 | stream`.
+/// Token of the order eventfd. The others are `key << 32 | number`, where numbers up to 1 are the container's streams
+/// and the rest its readers.
 const ORDERS: u64 = u64::MAX;
+const FIRST_READER: u32 = 2;
 
 impl Worker {
     fn new(shared: Arc<Shared>) -> Result<Self, Errno> {
@@ -172,7 +193,14 @@ impl Worker {
             epoll::EventData::new_u64(ORDERS),
             epoll::EventFlags::IN,
         )?;
-        Ok(Self { shared, epoll, logs: BTreeMap::new(), input: Vec::new(), output: Vec::new() })
+        Ok(Self {
+            shared,
+            epoll,
+            logs: BTreeMap::new(),
+            next_reader: FIRST_READER,
+            input: Vec::new(),
+            output: Vec::new(),
+        })
     }
 
     fn run(&mut self) {
@@ -199,7 +227,12 @@ impl Worker {
                             return;
                         }
                     }
-                    token => self.readable((token >> 1) as u32, (token & 1) as usize),
+                    token => match ((token >> 32) as u32, token as u32) {
+                        (key, number @ 0..FIRST_READER) => {
+                            self.read_some(key, number as usize);
+                        }
+                        (key, reader) => self.writable(key, reader),
+                    },
                 }
             }
             self.expire();
@@ -210,7 +243,8 @@ impl Worker {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let next = self.logs.values().filter_map(|l| l.deadline).min();
+        let stalls = self.logs.values().flat_map(|l| l.readers.values()).filter_map(|r| r.until);
+        let next = self.logs.values().filter_map(|l| l.deadline).chain(stalls).min();
         let next = next.map(|d| d.saturating_duration_since(Instant::now()));
         let quiet = (self.output.capacity() > KEEP).then_some(QUIET);
         next.into_iter().chain(quiet).min()
@@ -223,6 +257,7 @@ impl Worker {
         for order in orders {
             match order {
                 Order::Add(source) => self.add(source),
+                Order::Attach { key, readers, replay } => self.attach(key, readers, replay),
                 Order::Reopen(key) => {
                     let result =
                         self.logs.get_mut(&key).map_or(Err(Errno::NOENT), |l| l.file.reopen());
@@ -236,22 +271,17 @@ impl Worker {
     }
 
     fn add(&mut self, source: Source) {
-        let Source { key, fds, path, line_max, dropped } = source;
+        let Source { key, fds, path, line_max, interactive, dropped } = source;
         // The control thread has opened this file once already; if it cannot be opened now, output is still read.
         let file =
             LogFile::open(path, Arc::clone(&dropped)).or_else(|_| LogFile::open(None, dropped));
         let Ok(file) = file else { return };
-        let mut log = Log { streams: [None, None], file, deadline: None };
+        let (streams, readers) = ([None, None], BTreeMap::new());
+        let mut log = Log { streams, file, deadline: None, over: false, interactive, readers };
         for (stream, fd) in fds {
-            let token = u64::from(key) << 1 | stream as u64;
-            let watched = epoll::add(
-                &self.epoll,
-                &fd,
-                epoll::EventData::new_u64(token),
-                epoll::EventFlags::IN,
-            );
-            if watched.is_ok() {
-                log.streams[stream as usize] = Some(Reader { fd, lines: Lines::new(line_max) });
+            if self.watch(&fd, key, stream as u32, epoll::EventFlags::IN).is_ok() {
+                let lines = Lines::new(line_max);
+                log.streams[stream as usize] = Some(Input { fd, lines, held: false });
             }
         }
         self.logs.insert(key, log);
@@ -272,31 +302,95 @@ impl Worker {
         }
     }
 
-    fn readable(&mut self, key: u32, stream: usize) {
-        self.read_some(key, stream);
+    fn watch(
+        &self,
+        fd: &OwnedFd,
+        key: u32,
+        number: u32,
+        flags: epoll::EventFlags,
+    ) -> Result<(), Errno> {
+        let token = u64::from(key) << 32 | u64::from(number);
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags)
+    }
+
+    fn attach(&mut self, key: u32, readers: Vec<(Stream, OwnedFd)>, replay: u64) {
+        let Some(log) = self.logs.get_mut(&key) else { return };
+        if log.readers.len() + readers.len() > READERS_MAX {
+            return; // their pipes close, which they see
+        }
+        let mut past: [Vec<u8>; 2] = Default::default();
+        if let Some(path) = log.file.path().filter(|_| replay > 0) {
+            past = tail::replay(path, replay);
+            for (past, input) in past.iter_mut().zip(&log.streams) {
+                past.extend_from_slice(input.as_ref().map_or(&[], |i| i.lines.unfinished()));
+            }
+        }
+        for (stream, fd) in readers {
+            let stream = stream as usize;
+            let mut reader = Reader::new(fd, stream);
+            // A fresh pipe takes it; where it does not, the kernel gave a small pipe, and the oldest is missing.
+            let _ = reader.offer(&past[stream], false, Instant::now());
+            let number = self.next_reader;
+            self.next_reader = self.next_reader.checked_add(1).unwrap_or(FIRST_READER);
+            // Watched for nothing but the end of its other side.
+            if self.watch(&reader.fd, key, number, epoll::EventFlags::empty()).is_ok()
+                && let Some(log) = self.logs.get_mut(&key)
+            {
+                log.readers.insert(number, reader);
+            }
+        }
+    }
+
+    /// A reader that was waited for has room, or is gone.
+    fn writable(&mut self, key: u32, number: u32) {
+        let Some(log) = self.logs.get_mut(&key) else { return };
+        let Some(reader) = log.readers.get_mut(&number) else { return };
+        if !reader.is_behind() || reader.flush(Instant::now()) == Taken::Lost {
+            log.readers.remove(&number); // an event without interest means that the other end is closed
+        } else if !reader.is_behind() {
+            let token = epoll::EventData::new_u64(u64::from(key) << 32 | u64::from(number));
+            let _ = epoll::modify(&self.epoll, &reader.fd, token, epoll::EventFlags::empty());
+        }
+        self.release(key);
+    }
+
+    /// Reads on where nobody is waited for any more.
+    fn release(&mut self, key: u32) {
+        let Some(log) = self.logs.get_mut(&key) else { return };
+        for (stream, input) in log.streams.iter_mut().enumerate() {
+            let Some(input) = input.as_mut().filter(|i| i.held) else { continue };
+            if log.readers.values().any(|r| r.stream == stream && r.is_behind()) {
+                continue;
+            }
+            let token = epoll::EventData::new_u64(u64::from(key) << 32 | stream as u64);
+            input.held = epoll::add(&self.epoll, &input.fd, token, epoll::EventFlags::IN).is_err();
+        }
     }
 
     /// One read and one write. False when there is nothing (more) to read now.
     fn read_some(&mut self, key: u32, stream: usize) -> bool {
         let Some(log) = self.logs.get_mut(&key) else { return false };
-        let Some(reader) = &mut log.streams[stream] else { return false };
+        let Some(input) = log.streams[stream].as_mut().filter(|i| !i.held) else { return false };
         self.input.reserve(READ);
         self.input.clear();
-        let got = read(&reader.fd, rustix::buffer::spare_capacity(&mut self.input));
+        let got = read(&input.fd, rustix::buffer::spare_capacity(&mut self.input));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let stamp = stamp::format(now.as_secs() as i64, now.subsec_nanos());
         let head = Head { stamp: &stamp, stream: if stream == 0 { "stdout" } else { "stderr" } };
         self.output.clear();
         let more = match got {
             Ok(n) if n > 0 => {
-                reader.lines.push(&self.input, head, &mut self.output);
+                input.lines.push(&self.input, head, &mut self.output);
+                if !log.readers.is_empty() {
+                    log.share(key, stream, &self.input, &self.epoll);
+                }
                 true
             }
             Err(Errno::AGAIN | Errno::INTR) => return false,
             // The end; a terminal says EIO when its last user is gone.
             Ok(_) | Err(_) => {
-                reader.lines.finish(head, &mut self.output);
-                let _ = epoll::delete(&self.epoll, reader.fd.as_fd());
+                input.lines.finish(head, &mut self.output);
+                let _ = epoll::delete(&self.epoll, input.fd.as_fd());
                 log.streams[stream] = None;
                 false
             }
@@ -308,6 +402,19 @@ impl Worker {
     /// Lets go of every ended container whose streams are at their end or whose time is up.
     fn expire(&mut self) {
         let now = Instant::now();
+        let stalled = |r: &Reader| r.until.is_some_and(|u| u <= now);
+        let held: Vec<u32> = self
+            .logs
+            .iter()
+            .filter(|(_, l)| l.readers.values().any(stalled))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in held {
+            if let Some(log) = self.logs.get_mut(&key) {
+                log.readers.retain(|_, r| !stalled(r));
+            }
+            self.release(key);
+        }
         let over: Vec<u32> = self
             .logs
             .iter()
@@ -320,26 +427,37 @@ impl Worker {
             for stream in 0..2 {
                 self.close(key, stream);
             }
-            self.logs.remove(&key);
+            if let Some(log) = self.logs.get_mut(&key) {
+                (log.over, log.deadline) = (true, None);
+            }
             self.tell(Outcome::Drained { key });
         }
+        self.logs.retain(|_, log| {
+            if log.over {
+                log.readers.retain(|_, r| r.is_behind());
+            }
+            !log.over || !log.readers.is_empty()
+        });
     }
 
     fn close(&mut self, key: u32, stream: usize) {
+        if let Some(input) = self.logs.get_mut(&key).and_then(|l| l.streams[stream].as_mut()) {
+            input.held = false; // the end does not wait for readers
+        }
         for _ in 0..LAST_READS {
             if !self.read_some(key, stream) {
                 break;
             }
         }
         let Some(log) = self.logs.get_mut(&key) else { return };
-        let Some(mut reader) = log.streams[stream].take() else { return };
+        let Some(mut input) = log.streams[stream].take() else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let stamp = stamp::format(now.as_secs() as i64, now.subsec_nanos());
         let head = Head { stamp: &stamp, stream: if stream == 0 { "stdout" } else { "stderr" } };
         self.output.clear();
-        reader.lines.finish(head, &mut self.output);
+        input.lines.finish(head, &mut self.output);
         log.file.append(&self.output);
-        let _ = epoll::delete(&self.epoll, reader.fd.as_fd());
+        let _ = epoll::delete(&self.epoll, input.fd.as_fd());
     }
 
     fn tell(&self, outcome: Outcome) {
@@ -352,6 +470,30 @@ impl Worker {
             self.output = Vec::new();
             self.input = Vec::new();
             crate::sys::trim_heap();
+        }
+    }
+}
+
+impl Log {
+    /// Passes on to the readers what was just read; the stream is held when one of them is to be waited for.
+    fn share(&mut self, key: u32, stream: usize, bytes: &[u8], epoll: &OwnedFd) {
+        let now = Instant::now();
+        let (mut held, interactive) = (false, self.interactive);
+        self.readers.retain(|number, reader| {
+            if reader.stream != stream {
+                return true;
+            }
+            let taken = reader.offer(bytes, interactive, now);
+            if taken == Taken::Partly {
+                let token = epoll::EventData::new_u64(u64::from(key) << 32 | u64::from(*number));
+                held |= epoll::modify(epoll, &reader.fd, token, epoll::EventFlags::OUT).is_ok();
+            }
+            taken != Taken::Lost
+        });
+        if let Some(input) = self.streams[stream].as_mut().filter(|_| held) {
+            // Not only disinterest: the end of a stream would be reported over and over.
+            let _ = epoll::delete(epoll, &input.fd);
+            input.held = true;
         }
     }
 }

@@ -217,6 +217,7 @@ impl Pod {
         let mut outputs = std::mem::take(&mut member.stdio.outputs);
         if let Some(master) = terminal {
             let _ = rustix::io::ioctl_fionbio(&master, true);
+            member.stdio.terminal = rustix::io::fcntl_dupfd_cloexec(&master, 3).ok();
             outputs.push((Stream::Stdout, master));
         }
         if !sandbox {
@@ -226,6 +227,7 @@ impl Pod {
                 fds: outputs,
                 path: member.stdio.log_path.take(),
                 line_max: member.stdio.line_max,
+                interactive: member.stdio.interactive,
                 dropped: member.dropped.clone(),
             });
         } else if let Some(report) = &member.report {
@@ -251,8 +253,8 @@ impl Pod {
             let exit = Exit {
                 code: START_ERROR,
                 at_ns: now_ns(),
-                oom_killed: false,
                 start_error: error.to_string(),
+                ..Default::default()
             };
             member.exit = Some(exit);
             if let Some(caller) = member.waiting.take() {
@@ -345,6 +347,7 @@ fn stdio(order: &Order<'_>) -> Result<(member::Stdio, Option<[OwnedFd; 3]>), Err
     let mut ours = member::Stdio {
         log_path: order.log_path.clone(),
         line_max: order.line_max,
+        interactive: order.terminal || order.stdin,
         ..Default::default()
     };
     if order.terminal {
@@ -363,6 +366,7 @@ fn stdio(order: &Order<'_>) -> Result<(member::Stdio, Option<[OwnedFd; 3]>), Err
     }
     let stdin = if order.stdin {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&write, true)?; // for those who attach: we never write
         ours.stdin = Some(write);
         read
     } else {

@@ -57,6 +57,9 @@ impl Pod {
         let reports: Vec<u32> =
             self.sessions.iter().filter(|(_, s)| s.report.is_some()).map(|(k, _)| *k).collect();
         reports.into_iter().for_each(|key| self.exec_report(key));
+        let reports: Vec<u32> =
+            self.streams.iter().filter(|(_, s)| s.report.is_some()).map(|(k, _)| *k).collect();
+        reports.into_iter().for_each(|key| self.stream_report(key));
     }
 
     fn member_ended(&mut self, key: u32, code: i32) {
@@ -77,8 +80,8 @@ impl Pod {
         // Read now: the counter goes with the group. A victim's own group counts, whoever's limit it was.
         let oom_killed = code != 0 && self.node.oom_kills(&member.cgroup) > 0;
         let at_ns = now_ns();
-        member.exit.get_or_insert(Exit { code, at_ns, oom_killed, start_error: String::new() });
-        member.stdio.stdin = None;
+        member.exit.get_or_insert(Exit { code, at_ns, oom_killed, ..Default::default() });
+        (member.stdio.stdin, member.stdio.terminal, member.paused) = (None, None, false);
         if member.logged {
             member.publish_by = Some(Instant::now() + PUBLISH);
             self.pump.finish(key);

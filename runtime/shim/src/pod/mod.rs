@@ -3,7 +3,9 @@
 mod create;
 mod end;
 mod handler;
+mod pause;
 mod session;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,6 +41,8 @@ pub(crate) struct Pod {
     /// Where the pod's shared memory is asked for by its containers.
     shm_path: Option<PathBuf>,
     sessions: BTreeMap<u32, Session>,
+    streams: BTreeMap<u32, stream::Streamed>,
+    pausing: Vec<pause::Pausing>,
     next: u32,
     removals: Vec<end::Removing>,
     stoppers: Vec<Caller>,
@@ -61,6 +65,8 @@ impl Pod {
             sandbox: None,
             shm_path: None,
             sessions: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            pausing: Vec::new(),
             next: 0,
             removals: Vec::new(),
             stoppers: Vec::new(),
@@ -240,7 +246,8 @@ impl Pod {
             [running, draining]
         });
         let removals = self.removals.iter().map(|r| r.next);
-        let next = members.chain(sessions.flatten()).chain(removals).min();
+        let pausing = self.pausing.iter().map(|p| p.next);
+        let next = members.chain(sessions.flatten()).chain(removals).chain(pausing).min();
         next.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
@@ -258,6 +265,8 @@ impl Pod {
             self.publish(key);
         }
         self.sessions_tick(now);
+        self.streams_tick();
+        self.pausing_tick(now);
         self.removals_tick(now);
         self.endings_tick(now);
     }

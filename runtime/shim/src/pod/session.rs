@@ -1,10 +1,10 @@
 //! ExecSync from call to answer.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use container::{Report, channel, sys::process::fork};
+use container::{Report, Stdio, channel, sys::process::fork};
 use protocol::{ExecSync, Kind, Phase};
 use rustix::io::Errno;
 
@@ -13,56 +13,55 @@ use super::create::output_pipe;
 use crate::creator::{self, ExecJob};
 use crate::exec::{Collector, DRAIN, SESSIONS_MAX, Session};
 use crate::link::Caller;
+use crate::member::Member;
 use crate::serve::Token;
 use crate::start::note;
 use container::sys::signals::Ended;
 
 /// Reads at the end of a session: what fits into a pipe, several times over.
 const LAST_READS: usize = 32;
+const STAGE: &str = "exec";
 
 impl Pod {
     pub(crate) fn exec_sync(&mut self, caller: Caller, ask: &ExecSync) {
-        const STAGE: &str = "exec";
-        let Some(key) = self.find(caller, &ask.id, STAGE) else { return };
-        let Some(member) = self.members.get(&key) else { return };
-        if member.phase != Phase::Running || member.gone {
-            let kind = if member.gone { Kind::AlreadyExited } else { Kind::InvalidState };
-            return self.links.fail(caller, kind, STAGE, format!("{} is not running", ask.id));
-        }
         if self.sessions.len() >= SESSIONS_MAX {
             let why = format!("{SESSIONS_MAX} processes are exec'd in this pod already");
             return self.links.fail(caller, Kind::Failed, STAGE, why);
         }
-        if member.handler.is_some() && !ask.seccomp_bpf.is_empty() {
-            let why = "a filter of its own is not supported in a container of an external runtime";
-            return self.links.fail(caller, Kind::Unsupported, STAGE, why);
-        }
+        let Some(key) = self.enterable(caller, &ask.id, &ask.seccomp_bpf) else { return };
         if let Err(e) = self.try_exec(caller, key, ask) {
             self.links.fail(caller, Kind::Failed, STAGE, container::error::words(&e.into()));
         }
     }
 
+    /// The container if a process can be started in it; else the caller hears why not.
+    pub(super) fn enterable(&mut self, caller: Caller, id: &str, seccomp: &str) -> Option<u32> {
+        let key = self.find(caller, id, STAGE)?;
+        let member = self.members.get(&key)?;
+        let (kind, why) = if member.gone {
+            (Kind::AlreadyExited, format!("{id} has exited"))
+        } else if member.phase != Phase::Running {
+            (Kind::InvalidState, format!("{id} is not running"))
+        } else if member.paused {
+            (Kind::InvalidState, format!("{id} is paused: resume it first"))
+        } else if member.handler.is_some() && !seccomp.is_empty() {
+            let why = "a filter of its own is not supported in a container of an external runtime";
+            (Kind::Unsupported, why.to_owned())
+        } else {
+            return Some(key);
+        };
+        self.links.fail(caller, kind, STAGE, why);
+        None
+    }
+
     fn try_exec(&mut self, caller: Caller, key: u32, ask: &ExecSync) -> Result<(), Errno> {
         let number = self.new_key();
         let Some(member) = self.members.get(&key) else { return Err(Errno::SRCH) };
-        let (ours, theirs) = protocol::pair()?;
-        channel::expect_credentials(ours.as_fd())?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
         let null = File::open("/dev/null").map_err(|_| Errno::NODEV)?;
         let ((out, stdout), (err, stderr)) = (output_pipe()?, output_pipe()?);
-        let tracker = format!("{}/lapstrake-exec-{number}", member.cgroup);
-        let job = ExecJob {
-            init_pid: member.pid,
-            cgroup: &member.cgroup,
-            tracker: &tracker,
-            process_json: &ask.process_json,
-            handler: member.handler.as_ref().map(|h| h.of(&member.id)),
-            seccomp: if ask.seccomp_bpf.is_empty() { &member.seccomp } else { &ask.seccomp_bpf },
-            stdio: [null.as_fd(), stdout.as_fd(), stderr.as_fd()],
-            node: &self.node,
-            channel: theirs.as_fd(),
-        };
-        fork(|| creator::enter(&job))?;
+        let stdio = Stdio::Pipes([null.as_fd(), stdout.as_fd(), stderr.as_fd()]);
+        let (ours, tracker) =
+            self.enter(member, number, (&ask.process_json, &ask.seccomp_bpf), stdio)?;
         self.watch(ours.as_fd(), Token::ExecReport(number))?;
         self.watch(out.as_fd(), Token::ExecOutput(number, 0))?;
         self.watch(err.as_fd(), Token::ExecOutput(number, 1))?;
@@ -81,6 +80,33 @@ impl Pod {
         };
         self.sessions.insert(number, session);
         Ok(())
+    }
+
+    /// Forks the creator of a process in a container. Our end of its channel, and the group of its tree.
+    pub(super) fn enter(
+        &self,
+        member: &Member,
+        number: u32,
+        (process_json, seccomp): (&[u8], &str),
+        stdio: Stdio<'_>,
+    ) -> Result<(OwnedFd, String), Errno> {
+        let (ours, theirs) = protocol::pair()?;
+        channel::expect_credentials(ours.as_fd())?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        let tracker = format!("{}/lapstrake-exec-{number}", member.cgroup);
+        let job = ExecJob {
+            init_pid: member.pid,
+            cgroup: &member.cgroup,
+            tracker: &tracker,
+            process_json,
+            handler: member.handler.as_ref().map(|h| h.of(&member.id)),
+            seccomp: if seccomp.is_empty() { &member.seccomp } else { seccomp },
+            stdio,
+            node: &self.node,
+            channel: theirs.as_fd(),
+        };
+        fork(|| creator::enter(&job))?;
+        Ok((ours, tracker))
     }
 
     pub(crate) fn exec_report(&mut self, number: u32) {
@@ -128,7 +154,7 @@ impl Pod {
             .iter()
             .find(|(_, s)| s.pid == ended.pid && s.code.is_none())
             .map(|(n, _)| *n);
-        let Some(number) = found else { return false };
+        let Some(number) = found else { return self.stream_ended(ended) };
         // Why it could not become its program, if so.
         self.exec_report(number);
         let Some(session) = self.sessions.get_mut(&number) else { return true };
