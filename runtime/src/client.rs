@@ -162,7 +162,16 @@ impl Shim {
             stdin_once: req.stdin_once,
             handler: optional(&req.handler)?,
             seccomp_bpf: optional(&req.seccomp_bpf)?,
-            limits: Some(protocol::LogLimits { line_max: req.limits.line_max }),
+            limits: Some(protocol::LogLimits {
+                line_max: req.limits.line_max,
+                rate: req.limits.rate,
+                size: req.limits.size,
+                policy: if req.limits.block {
+                    protocol::LogPolicy::Block.into()
+                } else {
+                    protocol::LogPolicy::Drop.into()
+                },
+            }),
         };
         match self.call(Ask::CreateContainer(ask), &[], (stage, &id), Some(CREATE)).await? {
             (Reply::Created(c), _) => Ok(ContainerCreated { pid: c.pid }),
@@ -316,6 +325,9 @@ impl Shim {
             pid: s.pid,
             started_at_ns: s.started_at_ns,
             log_dropped_bytes: s.log_dropped_bytes,
+            log_limited_bytes: s.log_limited_bytes,
+            log_bytes: s.log_bytes,
+            log_lines: s.log_lines,
             paused: s.paused,
             cgroup: s.cgroup,
             id: s.id,

@@ -47,10 +47,17 @@ pub struct Rootfs {
     pub volatile: bool,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+/// Zero means unlimited, except where it says otherwise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LogLimits {
     /// Content bytes per log line; 0: 16 KiB.
     pub line_max: u32,
+    /// Bytes of output per second.
+    pub rate: u64,
+    /// Bytes of the log file until it is rotated.
+    pub size: u64,
+    /// Beyond the limits the container waits, instead of its output being dropped and counted.
+    pub block: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +144,11 @@ pub struct ContainerState {
     pub started_at_ns: i64,
     /// Output that could not be written to the log.
     pub log_dropped_bytes: u64,
+    /// Output that the log's limits kept from it.
+    pub log_limited_bytes: u64,
+    /// Written to the log, what its format adds included.
+    pub log_bytes: u64,
+    pub log_lines: u64,
     /// From the root of every hierarchy; empty when the shim is too old to tell.
     pub cgroup: String,
     pub paused: bool,

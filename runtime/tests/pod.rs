@@ -2,8 +2,10 @@
 //! Needs root and a statically linked busybox; says so loudly when it has not got them.
 
 mod handler;
+mod logs;
 mod node;
 mod sessions;
+mod versions;
 
 use std::time::{Duration, Instant};
 
@@ -149,6 +151,22 @@ async fn an_out_of_memory_kill_is_told_from_a_plain_one() {
     c.start().await.expect("start");
     let exit = c.exit().await;
     assert_eq!((exit.code, exit.oom_killed), (137, true));
+    assert_eq!(exit.oom_scope, runtime::OomScope::Container);
+
+    // The limit of the pod, which its container has none of its own to stay below.
+    let group = node.group("c2");
+    let (pod, _) = group.rsplit_once('/').expect("a parent");
+    let limit = match node.hierarchies.dir("memory", pod) {
+        Some(dir) => dir.join("memory.limit_in_bytes"),
+        None => node.hierarchies.unified_dir(pod).expect("v2").join("memory.max"),
+    };
+    std::fs::write(limit, "16777216").expect("limit");
+    let script = "exec dd if=/dev/zero of=/dev/null bs=64M count=1";
+    let c = node.create("c2", Payload::sh(script)).await.expect("create");
+    c.start().await.expect("start");
+    let exit = c.exit().await;
+    assert_eq!((exit.code, exit.oom_killed), (137, true));
+    assert_eq!(exit.oom_scope, runtime::OomScope::Pod);
     node.end().await;
 }
 

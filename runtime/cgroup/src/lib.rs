@@ -9,8 +9,10 @@ pub mod group;
 pub mod hierarchy;
 pub mod kill;
 pub mod limits;
+pub mod oom;
 pub mod resources;
 pub mod stats;
+pub mod update;
 
 mod sys;
 

@@ -178,6 +178,25 @@ pub struct LogLimits {
     /// Content bytes per log line before it is split; 0 means the default of 16 KiB.
     #[prost(uint32, tag = "1")]
     pub line_max: u32,
+    // Since version 2.
+    /// Bytes of output per second that reach the log.
+    #[prost(uint64, tag = "2")]
+    pub rate: u64,
+    /// Bytes of the log file beyond which nothing is written until it is rotated.
+    #[prost(uint64, tag = "3")]
+    pub size: u64,
+    /// What happens to output beyond the limits.
+    #[prost(enumeration = "LogPolicy", tag = "4")]
+    pub policy: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum LogPolicy {
+    /// It is counted and gone.
+    Drop = 0,
+    /// It is not read: the container waits.
+    Block = 1,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -410,6 +429,14 @@ pub struct State {
     pub cgroup: String,
     #[prost(bool, tag = "9")]
     pub paused: bool,
+    /// Bytes and lines that were written to the log, what the format adds included.
+    #[prost(uint64, tag = "10")]
+    pub log_bytes: u64,
+    #[prost(uint64, tag = "11")]
+    pub log_lines: u64,
+    /// Bytes of output that its limits kept from the log.
+    #[prost(uint64, tag = "12")]
+    pub log_limited_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]

@@ -31,7 +31,7 @@ fn first_calls() -> Vec<(&'static str, Packet)> {
         stdin_once: true,
         handler: "/h".into(),
         seccomp_bpf: "/s".into(),
-        limits: Some(LogLimits { line_max: 9 }),
+        limits: Some(LogLimits { line_max: 9, ..Default::default() }),
     };
     let sandbox =
         CreateSandbox { id: "p".into(), bundle: "/p".into(), shm_size: 64, has_netns: true };
@@ -114,7 +114,17 @@ fn first_answers() -> Vec<(&'static str, Packet)> {
 fn second() -> Vec<(&'static str, Packet)> {
     let exit =
         Exit { oom_killed: true, oom_scope: OomScope::Ancestor.into(), ..Default::default() };
-    let state = State { id: "c".into(), cgroup: "/g".into(), paused: true, ..Default::default() };
+    let state = State {
+        id: "c".into(),
+        cgroup: "/g".into(),
+        paused: true,
+        log_bytes: 1,
+        log_lines: 2,
+        log_limited_bytes: 3,
+        ..Default::default()
+    };
+    let limits = LogLimits { line_max: 1, rate: 2, size: 3, policy: LogPolicy::Block.into() };
+    let create = CreateContainer { id: "c".into(), limits: Some(limits), ..Default::default() };
     let exec = Exec {
         id: "c".into(),
         process_json: b"{}".to_vec(),
@@ -132,6 +142,7 @@ fn second() -> Vec<(&'static str, Packet)> {
     let exited = Exited { id: "c".into(), exit: Some(exit) };
     let ended = SessionEnded { session: 7, code: 3 };
     vec![
+        ("call create_container", Packet::call(1, Ask::CreateContainer(create))),
         ("call exec", Packet::call(1, Ask::Exec(exec))),
         ("call kill_session", Packet::call(1, Ask::KillSession(SessionRef { session: 7 }))),
         ("call attach", Packet::call(1, Ask::Attach(attach))),

@@ -3,12 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use protocol::{Exit, Phase, State};
 
 use crate::link::Caller;
+use crate::log::{Counters, Limits};
 
 /// Everything the shim remembers of a container until it is deleted.
 #[derive(Debug)]
@@ -41,8 +42,10 @@ pub(crate) struct Member {
     pub(crate) seccomp: String,
     /// Made by an external runtime: the runtime and the bundle.
     pub(crate) handler: Option<External>,
-    pub(crate) dropped: Arc<AtomicU64>,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) paused: bool,
+    /// How often its and its pod's memory limit had been hit when it was made.
+    pub(crate) memory_hits: cgroup::oom::Hits,
     /// The log could not be opened anew; kept for the reader of the inventory.
     pub(crate) reopening: Vec<Caller>,
 }
@@ -74,7 +77,7 @@ pub(crate) struct Stdio {
     /// Whoever reads along may slow the container down for a moment: see `log::readers`.
     pub(crate) interactive: bool,
     pub(crate) log_path: Option<std::path::PathBuf>,
-    pub(crate) line_max: usize,
+    pub(crate) limits: Limits,
 }
 
 impl Member {
@@ -98,8 +101,9 @@ impl Member {
             deleting: Vec::new(),
             seccomp: String::new(),
             handler: None,
-            dropped: Arc::default(),
+            counters: Arc::default(),
             paused: false,
+            memory_hits: cgroup::oom::Hits::default(),
             reopening: Vec::new(),
         }
     }
@@ -116,7 +120,10 @@ impl Member {
             started_at_ns: self.started_at_ns,
             exit: self.exit.clone().filter(|_| self.phase == Phase::Exited),
             start_ticks: self.start_ticks,
-            log_dropped_bytes: self.dropped.load(Ordering::Relaxed),
+            log_dropped_bytes: self.counters.dropped.load(Ordering::Relaxed),
+            log_bytes: self.counters.bytes.load(Ordering::Relaxed),
+            log_lines: self.counters.lines.load(Ordering::Relaxed),
+            log_limited_bytes: self.counters.limited.load(Ordering::Relaxed),
             cgroup: self.cgroup.clone(),
             paused: self.paused,
         }

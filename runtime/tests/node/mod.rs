@@ -7,7 +7,7 @@ use std::time::Duration;
 use cgroup::Hierarchies;
 use runtime::{
     ContainerCreated, CreateContainer, CreateSandbox, Error, ErrorKind, ExecOutput, ExecSync, Exit,
-    Rootfs, SandboxCreated, Shim, ShimCgroup, Shims,
+    LogLimits, Rootfs, SandboxCreated, Shim, ShimCgroup, Shims,
 };
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -35,6 +35,7 @@ pub(crate) struct Payload {
     pub(crate) caps: String,
     pub(crate) tty: bool,
     pub(crate) stdin: bool,
+    pub(crate) limits: LogLimits,
     pub(crate) pod_pids: bool,
     pub(crate) handler: Option<PathBuf>,
     pub(crate) hooks: String,
@@ -51,6 +52,7 @@ impl Payload {
             caps: DEFAULT_CAPS.into(),
             tty: false,
             stdin: false,
+            limits: LogLimits::default(),
             pod_pids: false,
             handler: None,
             hooks: "{}".into(),
@@ -150,6 +152,7 @@ impl Node {
             tty: payload.tty,
             stdin: payload.stdin,
             handler: payload.handler,
+            limits: payload.limits,
             ..Default::default()
         };
         let ContainerCreated { pid } = self.shim.create_container(request).await?;

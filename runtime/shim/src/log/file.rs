@@ -3,10 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, write};
+
+use super::Counters;
 
 /// Where lines go. Without a path they go nowhere.
 #[derive(Debug)]
@@ -15,26 +17,35 @@ pub(crate) struct LogFile {
     fd: Option<OwnedFd>,
     /// A write ended inside a line: the next one must begin with a newline.
     torn: bool,
-    dropped: Arc<AtomicU64>,
+    /// Of the file as it is now.
+    len: u64,
+    counters: Arc<Counters>,
 }
 
 impl LogFile {
     /// Opens (and makes) the file. The error is the kernel's; nothing is written yet.
-    pub(crate) fn open(path: Option<PathBuf>, dropped: Arc<AtomicU64>) -> Result<Self, Errno> {
+    pub(crate) fn open(path: Option<PathBuf>, counters: Arc<Counters>) -> Result<Self, Errno> {
         let fd = path.as_deref().map(open).transpose()?;
-        Ok(Self { path, fd, torn: false, dropped })
+        let len = fd.as_ref().map_or(0, length);
+        Ok(Self { path, fd, torn: false, len, counters })
     }
 
     pub(crate) fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
+    /// Bytes in the file, as far as this shim has written them.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
     /// Starts a new file under the same name, after the old one was renamed. Lines are written whole, so this is
     /// always at a line boundary. On failure the old file stays in use.
     pub(crate) fn reopen(&mut self) -> Result<(), Errno> {
         if let Some(path) = &self.path {
-            self.fd = Some(open(path)?);
-            self.torn = false;
+            let fd = open(path)?;
+            (self.len, self.torn) = (length(&fd), false);
+            self.fd = Some(fd);
         }
         Ok(())
     }
@@ -46,19 +57,21 @@ impl LogFile {
             self.torn = false;
         }
         if self.torn {
-            self.dropped.fetch_add(lines.len() as u64, Ordering::Relaxed);
+            self.counters.dropped.fetch_add(lines.len() as u64, Ordering::Relaxed);
             return;
         }
         let mut begun = false;
         while !lines.is_empty() {
             match write(fd, lines) {
                 Ok(n) => {
+                    self.len += n as u64;
+                    self.counters.bytes.fetch_add(n as u64, Ordering::Relaxed);
                     begun = lines[..n].last() != Some(&b'\n');
                     lines = &lines[n..];
                 }
                 Err(Errno::INTR) => {}
                 Err(_) => {
-                    self.dropped.fetch_add(lines.len() as u64, Ordering::Relaxed);
+                    self.counters.dropped.fetch_add(lines.len() as u64, Ordering::Relaxed);
                     self.torn = begun;
                     return;
                 }
@@ -70,6 +83,10 @@ impl LogFile {
 /// Makes the file where it is missing.
 pub(crate) fn touch(path: &Path) -> Result<(), Errno> {
     open(path).map(drop)
+}
+
+fn length(fd: &OwnedFd) -> u64 {
+    rustix::fs::fstat(fd).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
 }
 
 fn open(path: &Path) -> Result<OwnedFd, Errno> {
@@ -97,9 +114,10 @@ mod tests {
 
     #[test]
     fn what_a_full_disk_refuses_is_counted() {
-        let dropped = Arc::<AtomicU64>::default();
-        let mut log = LogFile::open(Some("/dev/full".into()), Arc::clone(&dropped)).expect("open");
+        let counters = Arc::<Counters>::default();
+        let mut log = LogFile::open(Some("/dev/full".into()), Arc::clone(&counters)).expect("open");
         log.append(b"four\n");
-        assert_eq!(dropped.load(Ordering::Relaxed), 5);
+        assert_eq!(counters.dropped.load(Ordering::Relaxed), 5);
+        assert_eq!((counters.bytes.load(Ordering::Relaxed), log.len()), (0, 0));
     }
 }

@@ -12,6 +12,8 @@ pub(crate) const DEFAULT_MAX: usize = 16 * 1024;
 pub(crate) struct Lines {
     carry: Vec<u8>,
     max: usize,
+    /// Log lines emitted so far.
+    emitted: u64,
 }
 
 /// What stands before the content: timestamp, stream name.
@@ -23,7 +25,7 @@ pub(crate) struct Head<'a> {
 
 impl Lines {
     pub(crate) fn new(max: usize) -> Self {
-        Self { carry: Vec::new(), max: if max == 0 { DEFAULT_MAX } else { max } }
+        Self { carry: Vec::new(), max: if max == 0 { DEFAULT_MAX } else { max }, emitted: 0 }
     }
 
     /// Appends to `out` every log line that `input` completes.
@@ -32,6 +34,7 @@ impl Lines {
             let line = self.split(&input[..at], head, out);
             // A line that came whole, the usual case, is copied once.
             emit(out, head, b'F', &self.carry, line);
+            self.emitted += 1;
             self.carry.clear();
             input = &input[at + 1..];
         }
@@ -48,8 +51,23 @@ impl Lines {
     pub(crate) fn finish(&mut self, head: Head<'_>, out: &mut Vec<u8>) {
         if !self.carry.is_empty() {
             emit(out, head, b'P', &self.carry, &[]);
+            self.emitted += 1;
             self.carry = Vec::new();
         }
+    }
+
+    /// What follows is left out: the unfinished line ends here, so that it is not joined to another one's rest.
+    pub(crate) fn cut(&mut self, head: Head<'_>, out: &mut Vec<u8>) {
+        if !self.carry.is_empty() {
+            emit(out, head, b'F', &self.carry, &[]);
+            self.emitted += 1;
+            self.carry.clear();
+        }
+    }
+
+    /// How many log lines were emitted since the last call.
+    pub(crate) fn take_emitted(&mut self) -> u64 {
+        std::mem::take(&mut self.emitted)
     }
 
     /// Emits partial lines until the carry and what is left of `text` fit into one; returns what is left.
@@ -57,6 +75,7 @@ impl Lines {
         while self.carry.len() + text.len() > self.max {
             let (now, rest) = text.split_at(self.max - self.carry.len());
             emit(out, head, b'P', &self.carry, now);
+            self.emitted += 1;
             self.carry.clear();
             text = rest;
         }

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::{Errno, read, write};
 
+use super::Counters;
 use super::file::LogFile;
+use super::limits::{Limiter, Limits};
 use super::lines::{Head, Lines};
 use super::readers::{READERS_MAX, Reader, Taken};
 use super::tail;
@@ -43,11 +45,10 @@ pub(crate) struct Source {
     /// Non-blocking read ends.
     pub(crate) fds: Vec<(Stream, OwnedFd)>,
     pub(crate) path: Option<PathBuf>,
-    pub(crate) line_max: usize,
+    pub(crate) limits: Limits,
     /// Readers that fall behind are waited for: see `readers`.
     pub(crate) interactive: bool,
-    /// Counts bytes that could not be written.
-    pub(crate) dropped: Arc<AtomicU64>,
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// What the thread has to tell.
@@ -167,6 +168,10 @@ struct Log {
     /// Its end was told; it only stays for readers that are waited for.
     over: bool,
     interactive: bool,
+    limiter: Limiter,
+    /// Nothing is read before: the log has had more than its share.
+    resting: Option<Instant>,
+    counters: Arc<Counters>,
     /// By the number in their token.
     readers: BTreeMap<u32, Reader>,
 }
@@ -244,7 +249,8 @@ impl Worker {
 
     fn timeout(&self) -> Option<Duration> {
         let stalls = self.logs.values().flat_map(|l| l.readers.values()).filter_map(|r| r.until);
-        let next = self.logs.values().filter_map(|l| l.deadline).chain(stalls).min();
+        let own = self.logs.values().flat_map(|l| [l.deadline, l.resting]).flatten();
+        let next = own.chain(stalls).min();
         let next = next.map(|d| d.saturating_duration_since(Instant::now()));
         let quiet = (self.output.capacity() > KEEP).then_some(QUIET);
         next.into_iter().chain(quiet).min()
@@ -259,8 +265,8 @@ impl Worker {
                 Order::Add(source) => self.add(source),
                 Order::Attach { key, readers, replay } => self.attach(key, readers, replay),
                 Order::Reopen(key) => {
-                    let result =
-                        self.logs.get_mut(&key).map_or(Err(Errno::NOENT), |l| l.file.reopen());
+                    let result = self.logs.get_mut(&key).map_or(Err(Errno::NOENT), Log::reopen);
+                    self.release(key);
                     self.tell(Outcome::Reopened { key, result });
                 }
                 Order::Finish(key) => self.finish(key),
@@ -271,16 +277,25 @@ impl Worker {
     }
 
     fn add(&mut self, source: Source) {
-        let Source { key, fds, path, line_max, interactive, dropped } = source;
+        let Source { key, fds, path, limits, interactive, counters } = source;
         // The control thread has opened this file once already; if it cannot be opened now, output is still read.
-        let file =
-            LogFile::open(path, Arc::clone(&dropped)).or_else(|_| LogFile::open(None, dropped));
+        let file = LogFile::open(path, Arc::clone(&counters))
+            .or_else(|_| LogFile::open(None, Arc::clone(&counters)));
         let Ok(file) = file else { return };
-        let (streams, readers) = ([None, None], BTreeMap::new());
-        let mut log = Log { streams, file, deadline: None, over: false, interactive, readers };
+        let mut log = Log {
+            streams: [None, None],
+            file,
+            deadline: None,
+            over: false,
+            interactive,
+            limiter: Limiter::new(limits, Instant::now()),
+            resting: None,
+            counters,
+            readers: BTreeMap::new(),
+        };
         for (stream, fd) in fds {
             if self.watch(&fd, key, stream as u32, epoll::EventFlags::IN).is_ok() {
-                let lines = Lines::new(line_max);
+                let lines = Lines::new(limits.line_max);
                 log.streams[stream as usize] = Some(Input { fd, lines, held: false });
             }
         }
@@ -289,9 +304,10 @@ impl Worker {
 
     fn finish(&mut self, key: u32) {
         match self.logs.get_mut(&key) {
-            Some(log) => log.deadline = Some(Instant::now() + DRAIN),
+            Some(log) => (log.deadline, log.resting) = (Some(Instant::now() + DRAIN), None),
             None => return self.tell(Outcome::Drained { key }),
         }
+        self.release(key);
         // What is in the pipes already is taken now; usually that includes their end.
         for stream in 0..2 {
             for _ in 0..LAST_READS {
@@ -359,7 +375,9 @@ impl Worker {
         let Some(log) = self.logs.get_mut(&key) else { return };
         for (stream, input) in log.streams.iter_mut().enumerate() {
             let Some(input) = input.as_mut().filter(|i| i.held) else { continue };
-            if log.readers.values().any(|r| r.stream == stream && r.is_behind()) {
+            if log.resting.is_some()
+                || log.readers.values().any(|r| r.stream == stream && r.is_behind())
+            {
                 continue;
             }
             let token = epoll::EventData::new_u64(u64::from(key) << 32 | stream as u64);
@@ -380,7 +398,14 @@ impl Worker {
         self.output.clear();
         let more = match got {
             Ok(n) if n > 0 => {
-                input.lines.push(&self.input, head, &mut self.output);
+                let verdict =
+                    log.limiter.admit(stream, &self.input, Instant::now(), log.file.len());
+                if verdict.cut {
+                    input.lines.cut(head, &mut self.output);
+                }
+                input.lines.push(verdict.keep, head, &mut self.output);
+                log.counters.lines.fetch_add(input.lines.take_emitted(), Ordering::Relaxed);
+                log.counters.limited.fetch_add(verdict.dropped as u64, Ordering::Relaxed);
                 if !log.readers.is_empty() {
                     log.share(key, stream, &self.input, &self.epoll);
                 }
@@ -390,12 +415,14 @@ impl Worker {
             // The end; a terminal says EIO when its last user is gone.
             Ok(_) | Err(_) => {
                 input.lines.finish(head, &mut self.output);
+                log.counters.lines.fetch_add(input.lines.take_emitted(), Ordering::Relaxed);
                 let _ = epoll::delete(&self.epoll, input.fd.as_fd());
                 log.streams[stream] = None;
                 false
             }
         };
         log.file.append(&self.output);
+        log.rest(&self.epoll);
         more
     }
 
@@ -406,12 +433,15 @@ impl Worker {
         let held: Vec<u32> = self
             .logs
             .iter()
-            .filter(|(_, l)| l.readers.values().any(stalled))
+            .filter(|(_, l)| {
+                l.readers.values().any(stalled) || l.resting.is_some_and(|until| until <= now)
+            })
             .map(|(key, _)| *key)
             .collect();
         for key in held {
             if let Some(log) = self.logs.get_mut(&key) {
                 log.readers.retain(|_, r| !stalled(r));
+                log.resting = log.resting.filter(|until| *until > now);
             }
             self.release(key);
         }
@@ -428,7 +458,7 @@ impl Worker {
                 self.close(key, stream);
             }
             if let Some(log) = self.logs.get_mut(&key) {
-                (log.over, log.deadline) = (true, None);
+                (log.over, log.deadline, log.resting) = (true, None, None);
             }
             self.tell(Outcome::Drained { key });
         }
@@ -456,6 +486,7 @@ impl Worker {
         let head = Head { stamp: &stamp, stream: if stream == 0 { "stdout" } else { "stderr" } };
         self.output.clear();
         input.lines.finish(head, &mut self.output);
+        log.counters.lines.fetch_add(input.lines.take_emitted(), Ordering::Relaxed);
         log.file.append(&self.output);
         let _ = epoll::delete(&self.epoll, input.fd.as_fd());
     }
@@ -475,6 +506,26 @@ impl Worker {
 }
 
 impl Log {
+    fn reopen(&mut self) -> Result<(), Errno> {
+        self.file.reopen()?;
+        self.resting = None;
+        Ok(())
+    }
+
+    /// Stops reading when the log has had its share and the container is to wait; at its end nothing waits.
+    fn rest(&mut self, epoll: &OwnedFd) {
+        if self.resting.is_some() || self.deadline.is_some() {
+            return;
+        }
+        self.resting = self.limiter.rest(Instant::now(), self.file.len());
+        if self.resting.is_some() {
+            for input in self.streams.iter_mut().flatten().filter(|i| !i.held) {
+                let _ = epoll::delete(epoll, &input.fd);
+                input.held = true;
+            }
+        }
+    }
+
     /// Passes on to the readers what was just read; the stream is held when one of them is to be waited for.
     fn share(&mut self, key: u32, stream: usize, bytes: &[u8], epoll: &OwnedFd) {
         let now = Instant::now();

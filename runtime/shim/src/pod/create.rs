@@ -13,7 +13,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::{MEMBERS_MAX, Pod, now_ns};
 use crate::creator::{self, Job};
 use crate::link::Caller;
-use crate::log::{Source, Stream};
+use crate::log::{Limits, Source, Stream};
 use crate::member::{self, Deletion, External, Member};
 use crate::serve::Token;
 use crate::start::note;
@@ -29,7 +29,7 @@ struct Order<'a> {
     seccomp: &'a str,
     handler: Option<PathBuf>,
     log_path: Option<PathBuf>,
-    line_max: usize,
+    limits: Limits,
     terminal: bool,
     stdin: bool,
     netns: Option<OwnedFd>,
@@ -70,7 +70,7 @@ impl Pod {
             seccomp: "",
             handler: None,
             log_path: None,
-            line_max: 0,
+            limits: Limits::default(),
             terminal: false,
             stdin: false,
             netns,
@@ -125,7 +125,7 @@ impl Pod {
             seccomp: &ask.seccomp_bpf,
             handler: (!ask.handler.is_empty()).then(|| PathBuf::from(&ask.handler)),
             log_path: (!ask.log_path.is_empty()).then(|| PathBuf::from(&ask.log_path)),
-            line_max: ask.limits.map_or(0, |l| l.line_max as usize),
+            limits: ask.limits.map(Limits::from).unwrap_or_default(),
             terminal: ask.tty,
             stdin: ask.stdin,
             netns: None,
@@ -197,7 +197,10 @@ impl Pod {
                 Err(Errno::AGAIN | Errno::INTR) => return,
                 Err(_) | Ok(Report::Closed) => return self.report_closed(key),
                 Ok(Report::Planned { cgroup, own_pids }) => {
-                    (member.cgroup, member.own_pids) = (cgroup, own_pids)
+                    // The pod's own limit counts the others of the pod, too: only what is added meanwhile matters.
+                    let pod = self.node.memory_hits(&cgroup).parent;
+                    member.memory_hits = cgroup::oom::Hits { own: 0, parent: pod };
+                    (member.cgroup, member.own_pids) = (cgroup, own_pids);
                 }
                 Ok(Report::Init { pid } | Report::External { pid }) => {
                     member.pid = pid;
@@ -226,9 +229,9 @@ impl Pod {
                 key,
                 fds: outputs,
                 path: member.stdio.log_path.take(),
-                line_max: member.stdio.line_max,
+                limits: member.stdio.limits,
                 interactive: member.stdio.interactive,
-                dropped: member.dropped.clone(),
+                counters: member.counters.clone(),
             });
         } else if let Some(report) = &member.report {
             // Pause has nothing to wait for: created is started.
@@ -346,7 +349,7 @@ fn refused_by_handler(ask: &CreateContainer) -> Option<String> {
 fn stdio(order: &Order<'_>) -> Result<(member::Stdio, Option<[OwnedFd; 3]>), Errno> {
     let mut ours = member::Stdio {
         log_path: order.log_path.clone(),
-        line_max: order.line_max,
+        limits: order.limits,
         interactive: order.terminal || order.stdin,
         ..Default::default()
     };

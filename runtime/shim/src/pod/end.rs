@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use protocol::{Empty, Exit, Exited, Kind, News, Phase, Reply};
+use cgroup::oom::Level;
+use protocol::{Empty, Exit, Exited, Kind, News, OomScope, Phase, Reply};
 
 use super::{Pod, now_ns};
 use crate::link::Caller;
@@ -79,8 +80,14 @@ impl Pod {
         let Some(member) = self.members.get_mut(&key) else { return };
         // Read now: the counter goes with the group. A victim's own group counts, whoever's limit it was.
         let oom_killed = code != 0 && self.node.oom_kills(&member.cgroup) > 0;
-        let at_ns = now_ns();
-        member.exit.get_or_insert(Exit { code, at_ns, oom_killed, ..Default::default() });
+        let scope = || match self.node.memory_hits(&member.cgroup).blame(member.memory_hits) {
+            Level::Own => OomScope::Container,
+            Level::Parent => OomScope::Pod,
+            Level::Above => OomScope::Ancestor,
+        };
+        let oom_scope = if oom_killed { scope() } else { OomScope::Unknown }.into();
+        let (at_ns, start_error) = (now_ns(), String::new());
+        member.exit.get_or_insert(Exit { code, at_ns, oom_killed, start_error, oom_scope });
         (member.stdio.stdin, member.stdio.terminal, member.paused) = (None, None, false);
         if member.logged {
             member.publish_by = Some(Instant::now() + PUBLISH);

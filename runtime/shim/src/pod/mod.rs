@@ -193,7 +193,7 @@ impl Pod {
             .and_then(|r| cgroup::limits::settings(&r, &self.node).map_err(|e| e.to_string()));
         match settings {
             Err(why) => self.links.fail(caller, Kind::InvalidArgument, STAGE, why),
-            Ok(settings) => match self.node.apply(&member.cgroup, &settings) {
+            Ok(settings) => match self.node.update(&member.cgroup, &settings) {
                 Ok(()) => self.links.answer(caller, Reply::Done(Empty {})),
                 Err(e) => self.links.fail(caller, Kind::Failed, STAGE, e.to_string()),
             },
