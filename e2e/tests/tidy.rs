@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("seccomp", &[]),
     ("container", &["cgroup"]),
     ("lapstrake-shim", &["cgroup", "container", "protocol"]),
-    ("lapstrake-oci", &["cgroup", "container"]),
+    ("lapstrake-oci", &["cgroup", "container", "seccomp"]),
     ("e2e", &["proto"]),
 ];
 

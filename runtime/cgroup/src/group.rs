@@ -58,36 +58,42 @@ impl Hierarchies {
     /// Writes the settings of a group. A setting whose controller is not mounted is an error or nothing,
     /// as it says itself.
     pub fn apply(&self, group: &str, settings: &[Setting]) -> Result<(), Error> {
+        // Some are bound to each other (quota and period, memory with and without swap), and which of them may go
+        // first depends on what is there and above: one that is refused as invalid is tried again after the others.
+        let mut refused = Vec::new();
         for s in settings {
-            let dir = match self.dir(s.controller, group) {
-                Some(dir) => Some(dir),
-                None => {
-                    self.unified_dir(group).filter(|d| self.is_v2() || d.join(&s.file).exists())
+            match self.write(group, s) {
+                Err(Error::Limit { source, .. })
+                    if source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) =>
+                {
+                    refused.push(s);
                 }
-            };
-            let Some(dir) = dir else {
-                match s.missing {
-                    Missing::Ignore => continue,
-                    Missing::Refuse => {
-                        return Err(Error::NoController {
-                            controller: s.controller,
-                            file: s.file.clone(),
-                        });
-                    }
-                }
-            };
-            let path = dir.join(&s.file);
-            match fs::OpenOptions::new()
-                .write(true)
-                .open(&path)
-                .and_then(|mut f| f.write_all(s.value.as_bytes()))
-            {
-                Err(e) if e.kind() == ErrorKind::NotFound && s.missing == Missing::Ignore => {}
-                Err(source) => return Err(Error::Limit { value: s.value.clone(), path, source }),
-                Ok(()) => {}
+                other => other?,
             }
         }
-        Ok(())
+        refused.into_iter().try_for_each(|s| self.write(group, s))
+    }
+
+    fn write(&self, group: &str, s: &Setting) -> Result<(), Error> {
+        let dir = match self.dir(s.controller, group) {
+            Some(dir) => Some(dir),
+            None => self.unified_dir(group).filter(|d| self.is_v2() || d.join(&s.file).exists()),
+        };
+        let Some(dir) = dir else {
+            return match s.missing {
+                Missing::Ignore => Ok(()),
+                Missing::Refuse => {
+                    Err(Error::NoController { controller: s.controller, file: s.file.clone() })
+                }
+            };
+        };
+        let path = dir.join(&s.file);
+        let file = fs::OpenOptions::new().write(true).open(&path);
+        match file.and_then(|mut f| f.write_all(s.value.as_bytes())) {
+            Err(e) if e.kind() == ErrorKind::NotFound && s.missing == Missing::Ignore => Ok(()),
+            Err(source) => Err(Error::Limit { value: s.value.clone(), path, source }),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// What a process needs to be in the group, opened.

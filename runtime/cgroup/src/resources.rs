@@ -70,7 +70,7 @@ pub struct Cpu {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Pids {
-    /// Zero or less means no limit.
+    /// Less than zero means no limit; zero means one, which is all the kernel could make of it.
     pub limit: Option<i64>,
 }
 
@@ -108,6 +108,8 @@ pub struct ThrottleDevice {
 #[serde(rename_all = "camelCase")]
 pub struct HugepageLimit {
     /// As in the file name: `2MB`, `1GB`, `64KB`.
+    #[serde(alias = "pagesize")]
+    // other runtimes' parser does not mind the case, so such files exist
     pub page_size: String,
     pub limit: u64,
 }

@@ -1,6 +1,5 @@
 //! Capability names and sets, clipped to what this process may hand out.
 
-use crate::error::Error;
 use crate::spec;
 
 /// In the kernel's numbering; the index is the capability's number.
@@ -62,24 +61,35 @@ pub struct Sets {
 }
 
 /// The sets a specification asks for, less what is not in `available` (our own bounding set): "all capabilities"
-/// means all that this node has. An unknown name is an error.
-pub fn sets(wanted: &spec::Capabilities, available: u64) -> Result<Sets, Error> {
-    let set = |names: &Option<Vec<String>>| -> Result<u64, Error> {
+/// means all that this node has. What is not granted for another reason is added to the warnings, as the
+/// specification of the runtime wants it for a name that the kernel does not have.
+pub fn sets(wanted: &spec::Capabilities, available: u64, warnings: &mut Vec<String>) -> Sets {
+    let mut set = |list: &Option<Vec<String>>| {
         let mut bits = 0;
-        for name in names.iter().flatten() {
-            bits |= bit(name)?;
+        for name in list.iter().flatten() {
+            match bit(name) {
+                Some(bit) => bits |= bit,
+                None => {
+                    let warning = format!("unknown capability {name:?} is not granted");
+                    if !warnings.contains(&warning) {
+                        warnings.push(warning);
+                    }
+                }
+            }
         }
-        Ok(bits & available)
+        bits & available
     };
-    let (permitted, inheritable) = (set(&wanted.permitted)?, set(&wanted.inheritable)?);
-    Ok(Sets {
-        bounding: set(&wanted.bounding)?,
-        // The kernel refuses an effective set beyond the permitted one, and ambient beyond either of the others.
-        effective: set(&wanted.effective)? & permitted,
-        inheritable,
-        permitted,
-        ambient: set(&wanted.ambient)? & permitted & inheritable,
-    })
+    let (permitted, inheritable) = (set(&wanted.permitted), set(&wanted.inheritable));
+    let (bounding, effective, ambient) =
+        (set(&wanted.bounding), set(&wanted.effective), set(&wanted.ambient));
+    for name in names(ambient & !(permitted & inheritable)) {
+        warnings.push(format!(
+            "can't raise ambient capability {name}: it is not permitted and inheritable"
+        ));
+    }
+    // The kernel refuses an effective set beyond the permitted one, and ambient beyond either of the others.
+    let (effective, ambient) = (effective & permitted, ambient & permitted & inheritable);
+    Sets { bounding, effective, inheritable, permitted, ambient }
 }
 
 /// The names in a set, as the specification writes them.
@@ -91,13 +101,10 @@ pub fn names(bits: u64) -> Vec<String> {
 /// How many capabilities this code knows.
 pub const COUNT: usize = NAMES.len();
 
-fn bit(name: &str) -> Result<u64, Error> {
+fn bit(name: &str) -> Option<u64> {
     let upper = name.to_ascii_uppercase();
     let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    let found = NAMES.iter().position(|n| *n == short);
-    found
-        .map(|n| 1 << n)
-        .ok_or_else(|| Error::new("process.capabilities", format!("unknown capability {name:?}")))
+    NAMES.iter().position(|n| *n == short).map(|n| 1 << n)
 }
 
 #[cfg(test)]
@@ -113,7 +120,7 @@ mod tests {
         let all =
             spec::Capabilities { bounding: Some(names(u64::MAX >> 23)), ..Default::default() };
         let without = !SYS_RESOURCE;
-        assert_eq!(sets(&all, without).expect("known names").bounding & SYS_RESOURCE, 0);
+        assert_eq!(sets(&all, without, &mut Vec::new()).bounding & SYS_RESOURCE, 0);
     }
 
     #[test]
@@ -123,14 +130,18 @@ mod tests {
             permitted: caps("CAP_KILL"),
             ..Default::default()
         };
-        assert_eq!(sets(&lone, u64::MAX).expect("known").ambient, 0);
+        let mut warnings = Vec::new();
+        assert_eq!(sets(&lone, u64::MAX, &mut warnings).ambient, 0);
+        assert!(warnings[0].contains("CAP_KILL"), "{warnings:?}");
         let whole = spec::Capabilities { inheritable: caps("CAP_KILL"), ..lone };
-        assert_eq!(sets(&whole, u64::MAX).expect("known").ambient, 1 << 5);
+        assert_eq!(sets(&whole, u64::MAX, &mut Vec::new()).ambient, 1 << 5);
     }
 
     #[test]
-    fn an_unknown_capability_is_refused_by_name() {
+    fn an_unknown_capability_is_warned_of_by_name() {
         let c = spec::Capabilities { bounding: caps("CAP_FLY"), ..Default::default() };
-        assert!(sets(&c, 0).expect_err("unknown").message.contains("CAP_FLY"));
+        let mut warnings = Vec::new();
+        assert_eq!(sets(&c, 0, &mut warnings), Sets::default());
+        assert!(warnings[0].contains("CAP_FLY"), "{warnings:?}");
     }
 }

@@ -41,6 +41,8 @@ pub enum Report {
     Ready {
         terminal: Option<OwnedFd>,
     },
+    /// The seccomp filter's listener: somebody must answer it from now on.
+    Listener(OwnedFd),
     /// Something asked for could not be granted on this node and was clamped.
     Clamped(String),
     Failed(Error),
@@ -69,6 +71,10 @@ pub fn say_init(channel: BorrowedFd<'_>) -> Result<(), Error> {
 
 pub fn say_ready(channel: BorrowedFd<'_>, terminal: Option<BorrowedFd<'_>>) -> Result<(), Error> {
     say(channel, b"R", terminal)
+}
+
+pub(crate) fn say_listener(channel: BorrowedFd<'_>, listener: BorrowedFd<'_>) -> Result<(), Error> {
+    say(channel, b"L", Some(listener))
 }
 
 pub(crate) fn say_clamped(channel: BorrowedFd<'_>, text: &str) -> Result<(), Error> {
@@ -135,6 +141,10 @@ pub fn listen(parent: BorrowedFd<'_>) -> Result<Report, Errno> {
             cgroup: String::from_utf8_lossy(text.get(1..).unwrap_or_default()).into_owned(),
         },
         Some((b'R', _)) => Report::Ready { terminal: fd },
+        Some((b'L', _)) => match fd {
+            Some(fd) => Report::Listener(fd),
+            None => Report::Failed(Error::new("seccomp", "the listener got lost on its way")),
+        },
         Some((b'C', text)) => Report::Clamped(String::from_utf8_lossy(text).into_owned()),
         Some((_, text)) => Report::Failed(decode_failed(text)),
     })

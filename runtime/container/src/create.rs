@@ -27,8 +27,7 @@ pub struct Creation<'a> {
     pub netns: Option<BorrowedFd<'a>>,
     /// Joined instead of the user namespace that the plan names.
     pub userns: Option<BorrowedFd<'a>>,
-    /// Compiled seccomp program.
-    pub seccomp: Option<Vec<u8>>,
+    pub seccomp: Option<&'a Seccomp>,
     pub shm: Option<SharedMemory>,
     /// Init's end of the report channel.
     pub channel: BorrowedFd<'a>,
@@ -54,6 +53,15 @@ pub struct Extras {
     pub preserve_fds: u32,
     /// Stay in the caller's session keyring.
     pub keep_keyring: bool,
+}
+
+/// A compiled seccomp program and how to load it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seccomp {
+    /// An array of `struct sock_filter`, 8 bytes each.
+    pub program: Vec<u8>,
+    /// SECCOMP_FILTER_FLAG_* bits. With NEW_LISTENER the listener comes by `Report::Listener`, just before exec.
+    pub flags: u32,
 }
 
 #[derive(Debug, Clone)]

@@ -9,13 +9,13 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::create::{Stdio, own_pipes};
+use crate::create::{Seccomp, Stdio, own_pipes};
 use crate::error::{At, Error};
 use crate::plan::{MemoryPolicy, Process};
 use crate::process::{self, Domain, Ending};
 use crate::root::Root;
 use crate::sys::process::{CloneArgs, clone, close_all_except, set_stdio};
-use crate::sys::schedule::set_cpus;
+use crate::sys::schedule::{set_all_cpus, set_cpus};
 use crate::{channel, dev, users};
 
 /// A process to start in the container whose init is `init_pid`.
@@ -30,7 +30,7 @@ pub struct Entry<'a> {
     /// (see `cgroup::Hierarchies::create_tracker`).
     pub tracker: Option<&'a str>,
     pub stdio: Stdio<'a>,
-    pub seccomp: Option<&'a [u8]>,
+    pub seccomp: Option<&'a Seccomp>,
     /// The container's.
     pub memory_policy: Option<&'a MemoryPolicy>,
     pub channel: BorrowedFd<'a>,
@@ -80,8 +80,10 @@ fn become_it(
     channel::say_init(e.channel)?;
     groups.enter().at("join the cgroup", format!("write 0 to the files of {}", e.cgroup))?;
     process::host_settings(e.process, e.channel)?;
-    if let [_, Some(cpus)] = &e.process.schedule.exec_cpus {
-        set_cpus(cpus).at("CPU affinity", format!("set {cpus:?}"))?;
+    match &e.process.schedule.exec_cpus {
+        [_, Some(cpus)] => set_cpus(cpus).at("CPU affinity", format!("set {cpus:?}"))?,
+        [Some(_), None] => {} // as far as the group allows them, they stay
+        [None, None] => set_all_cpus().at("CPU affinity", "any CPU of the group")?,
     }
     let personality = Some(personality_of(e.init_pid)?).filter(|p| *p != 0);
     let others = Others::of(e.init_pid)?;

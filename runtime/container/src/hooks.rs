@@ -1,9 +1,11 @@
 //! Hooks of the specification: programs of the node's owner, run at their point of a container's life with its state
 //! on standard input, each within its time.
 
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -94,12 +96,17 @@ impl Hooks {
     /// Runs the hooks of a moment one after the other, up to the first that fails. `pid` is init's where the hooks
     /// run; 0 when it is gone.
     pub fn run(&self, moment: Moment, pid: i32, bundle: &Path) -> Result<(), Error> {
-        self.outcomes(moment, pid, bundle).collect()
+        self.outcomes(moment, pid, bundle, &[]).collect()
+    }
+
+    /// Runs those that come just before the program, in its place: one without an environment has the program's.
+    pub(crate) fn run_before(&self, pid: i32, bundle: &Path, env: &[CString]) -> Result<(), Error> {
+        self.outcomes(Moment::StartContainer, pid, bundle, env).collect()
     }
 
     /// Runs all hooks of a moment, whether or not some fail, and returns the failures.
     pub fn run_all(&self, moment: Moment, bundle: &Path) -> Vec<Error> {
-        self.outcomes(moment, 0, bundle).filter_map(Result::err).collect()
+        self.outcomes(moment, 0, bundle, &[]).filter_map(Result::err).collect()
     }
 
     /// Each hook runs when its outcome is asked for.
@@ -108,11 +115,12 @@ impl Hooks {
         moment: Moment,
         pid: i32,
         bundle: &Path,
+        env: &[CString],
     ) -> impl Iterator<Item = Result<(), Error>> {
         let (name, status, hooks) = self.at(moment);
         let state = self.state(status, pid, bundle);
         hooks.iter().map(move |hook| {
-            run(hook, &state).map_err(|why| {
+            run(hook, &state, env).map_err(|why| {
                 Error::new(format!("{name} hook"), format!("{}: {why}", hook.path.display()))
             })
         })
@@ -139,7 +147,7 @@ impl Hooks {
     }
 }
 
-fn run(hook: &Hook, state: &str) -> Result<(), String> {
+fn run(hook: &Hook, state: &str, inherited: &[CString]) -> Result<(), String> {
     let said = |e: std::io::Error| words(&e);
     let memfd = |name: &str| -> Result<File, String> {
         let fd: Result<OwnedFd, _> = memfd_create(name, MemfdFlags::CLOEXEC);
@@ -154,8 +162,15 @@ fn run(hook: &Hook, state: &str) -> Result<(), String> {
     if let Some((name, rest)) = hook.args.as_deref().unwrap_or_default().split_first() {
         command.arg0(name).args(rest);
     }
-    let env = hook.env.iter().flatten().filter_map(|pair| pair.split_once('='));
-    command.env_clear().envs(env).process_group(0);
+    command.env_clear().process_group(0);
+    match &hook.env {
+        Some(env) => command.envs(env.iter().filter_map(|pair| pair.split_once('='))),
+        None => command.envs(inherited.iter().filter_map(|pair| {
+            let at = pair.as_bytes().iter().position(|b| *b == b'=')?;
+            let (name, value) = pair.as_bytes().split_at(at);
+            Some((OsStr::from_bytes(name), OsStr::from_bytes(&value[1..])))
+        })),
+    };
     command.stdin(input).stdout(Stdio::null());
     command.stderr(errors.try_clone().map_err(said)?);
     with_default_signals(&mut command);

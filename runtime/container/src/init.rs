@@ -17,6 +17,7 @@ use crate::process::{self, Domain, Ending};
 use crate::root::Root;
 use crate::sources::Sources;
 use crate::sys::process::{close_all_except, set_stdio, unshare};
+use crate::sys::schedule;
 use crate::{channel, dev, mask, mounts, users};
 
 /// Runs in the new process; returns only when something failed or the parent is gone. `own_users`: in a user
@@ -63,11 +64,13 @@ fn build_and_become(
         .at("detach from the host's mounts", "make / a slave")?;
     let root = attach_root(c, sources, &place)?;
     drop(place);
+    let mut to_be_closed = Vec::new();
     if let Rootfs::Empty { shm_size } = c.rootfs {
         mounts::shared_memory(&root, shm_size)?;
     } else {
-        mounts::attach_all(&root, c, sources)?;
+        let closed_later = mounts::attach_all(&root, c, sources)?;
         dev::populate(&root, plan, &sources.devices)?;
+        to_be_closed = closed_later;
     }
     let terminal = match c.stdio {
         Stdio::Pipes(fds) => {
@@ -80,22 +83,38 @@ fn build_and_become(
     // The working directory may lie on a volume or in the image; it is made before the root turns read-only.
     root.make_dirs(&plan.process.cwd)
         .at("working directory", format!("make {}", plan.process.cwd.display()))?;
+    to_be_closed.iter().try_for_each(|tree| mounts::make_readonly(tree.as_fd()))?;
     if plan.root_readonly {
-        mounts::make_readonly(&root)?;
+        mounts::make_readonly(root.fd())?;
     }
     gate()?;
+    // Its hooks work on the root from outside: that is where they start.
+    rustix::process::fchdir(root.fd()).at("createContainer hook", "change to its root")?;
     plan.hooks.run(Moment::CreateContainer, process::own_pid(), c.bundle)?;
     pivot(&root, plan)?;
     drop(root);
     channel::say_ready(c.channel, terminal.as_ref().map(AsFd::as_fd))?;
     drop(terminal);
+    // It may wait for long, beside processes of the same pid namespace: nothing of the host stays open.
+    let sealed = match c.program {
+        Program::Sealed(fd) => Some(fd),
+        Program::Args => None,
+    };
+    let listener = match c.start {
+        Start::Listener(listener) => Some(listener),
+        Start::Channel => None,
+    };
+    let first = 3 + i32::try_from(c.extras.preserve_fds).unwrap_or(0);
+    let ours = [Some(c.channel), sealed, listener];
+    let keep: Vec<_> = (0..first).chain(ours.iter().flatten().map(AsRawFd::as_raw_fd)).collect();
+    close_all_except(&keep);
 
     let accepted = match c.start {
         Start::Channel => None,
         Start::Listener(listener) => Some(channel::accept(listener)?),
     };
     let channel = accepted.as_ref().map_or(c.channel, AsFd::as_fd);
-    become_on_start(c, channel).inspect_err(|e| {
+    become_on_start(c, channel, sealed).inspect_err(|e| {
         // The creation's channel may be closed by now; the one who started hears it by its own.
         if accepted.is_some() {
             channel::say_failed(channel, e);
@@ -120,21 +139,17 @@ fn own_clocks(plan: &Plan) -> Result<(), Error> {
     join(Namespace::Time, &made.at(STAGE, format!("open {path}"))?)
 }
 
-fn become_on_start(c: &Creation<'_>, channel: BorrowedFd<'_>) -> Result<Infallible, Error> {
+fn become_on_start(
+    c: &Creation<'_>,
+    channel: BorrowedFd<'_>,
+    sealed: Option<BorrowedFd<'_>>,
+) -> Result<Infallible, Error> {
     if !channel::wait_start(channel)? {
         return Err(Error::new("wait for start", "the parent is gone"));
     }
-    let sealed = match c.program {
-        Program::Sealed(fd) => Some(fd),
-        Program::Args => None,
-    };
-    let first = 3 + i32::try_from(c.extras.preserve_fds).unwrap_or(0);
-    let mut keep: Vec<_> = (0..first).chain([channel.as_raw_fd()]).collect();
-    keep.extend(sealed.map(|f| f.as_raw_fd()));
-    close_all_except(&keep);
     let ending = Ending {
         channel,
-        seccomp: c.seccomp.as_deref(),
+        seccomp: c.seccomp,
         sealed,
         preserve_fds: c.extras.preserve_fds,
         domain: Domain {
@@ -154,7 +169,8 @@ fn begin(c: &Creation<'_>, sources: &Sources) -> Result<(), Error> {
     sources
         .groups
         .enter()
-        .at("join the cgroup", format!("write 0 to the files of {}", c.plan.cgroup))
+        .at("join the cgroup", format!("write 0 to the files of {}", c.plan.cgroup))?;
+    schedule::set_all_cpus().at("CPU affinity", "any CPU of the group")
 }
 
 pub(crate) fn join(kind: Namespace, fd: &OwnedFd) -> Result<(), Error> {
@@ -212,7 +228,6 @@ fn attach_root(c: &Creation<'_>, sources: &Sources, place: &OwnedFd) -> Result<R
 
 fn pivot(root: &Root, plan: &Plan) -> Result<(), Error> {
     const STAGE: &str = "pivot into the root file system";
-    rustix::process::fchdir(root.fd()).at(STAGE, "change to the new root")?;
     rustix::process::pivot_root(".", ".").at(STAGE, "pivot_root")?;
     // Now `.` is the old root, stacked over the new one. It is a slave: unmounting it does not reach the host.
     unmount(".", UnmountFlags::DETACH).at(STAGE, "detach the old root")?;

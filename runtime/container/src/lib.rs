@@ -32,7 +32,7 @@ mod sources;
 
 pub use channel::{Report, TO_START};
 pub use create::{
-    Creation, Extras, Layers, Program, Rootfs, SharedMemory, Start, Stdio, Upper, create,
+    Creation, Extras, Layers, Program, Rootfs, Seccomp, SharedMemory, Start, Stdio, Upper, create,
 };
 pub use error::Error;
 pub use exec::{Entry, enter};

@@ -1,6 +1,6 @@
 //! The mounts of a container, attached fd to fd inside its root, in the order of the specification.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, RawDir};
@@ -12,13 +12,20 @@ use rustix::mount::{
 
 use crate::create::Creation;
 use crate::error::{At, Error};
+use crate::options::Options;
 use crate::overlay;
 use crate::plan::{From, Mount};
 use crate::root::Root;
 use crate::sources::{Source, Sources, attributes, birth_attributes, change};
 use crate::sys::mount::{Change, attr, set};
 
-pub(crate) fn attach_all(root: &Root, c: &Creation<'_>, sources: &Sources) -> Result<(), Error> {
+/// Returns those that become read-only when all is in place, because other mounts and devices go into them.
+pub(crate) fn attach_all(
+    root: &Root,
+    c: &Creation<'_>,
+    sources: &Sources,
+) -> Result<Vec<OwnedFd>, Error> {
+    let mut open = Vec::new();
     for (mount, source) in c.plan.mounts.iter().zip(&sources.mounts) {
         let stage = format!("mount {}", mount.destination.display());
         match source {
@@ -27,10 +34,10 @@ pub(crate) fn attach_all(root: &Root, c: &Creation<'_>, sources: &Sources) -> Re
                 move_onto(tree, &place).at(&stage, "attach")?;
             }
             Source::Groups(groups) => attach_groups(root, mount, groups, &stage)?,
-            Source::Later => attach_new(root, mount, &stage)?,
+            Source::Later => open.extend(attach_new(root, mount, &stage)?),
         }
     }
-    Ok(())
+    Ok(open)
 }
 
 /// Moves a detached mount onto a place.
@@ -50,12 +57,12 @@ pub(crate) fn shared_memory(root: &Root, size: u64) -> Result<(), Error> {
         let tree = overlay::tmpfs(STAGE, &[("mode", "1777"), ("size", &size.to_string())], flags)?;
         move_onto(&tree, &place).at(STAGE, "attach")?;
     }
-    make_readonly(root)
+    make_readonly(root.fd())
 }
 
-pub(crate) fn make_readonly(root: &Root) -> Result<(), Error> {
+pub(crate) fn make_readonly(tree: BorrowedFd<'_>) -> Result<(), Error> {
     let readonly = Change { set: attr::RDONLY, ..Default::default() };
-    set(root.fd(), readonly, None).at("make the root read-only", "set attributes of the mount")
+    set(tree, readonly, None).at("make it read-only", "set attributes of the mount")
 }
 
 /// A directory goes on a directory, anything else on a file.
@@ -69,7 +76,7 @@ fn place_for(root: &Root, mount: &Mount, tree: &OwnedFd, stage: &str) -> Result<
     place.at(stage, format!("make {} in the root", mount.destination.display()))
 }
 
-fn attach_new(root: &Root, mount: &Mount, stage: &str) -> Result<(), Error> {
+fn attach_new(root: &Root, mount: &Mount, stage: &str) -> Result<Option<OwnedFd>, Error> {
     let (kind, source) = match &mount.from {
         From::New { kind, source } => (kind.as_str(), source.as_str()),
         // Only reached on v2, where the container's cgroup namespace shows its own group as the root.
@@ -78,22 +85,32 @@ fn attach_new(root: &Root, mount: &Mount, stage: &str) -> Result<(), Error> {
     let place = root
         .make_dirs(&mount.destination)
         .at(stage, format!("make {} in the root", mount.destination.display()))?;
-    let tree = new_mount(kind, source, mount, stage)?;
-    let o = &mount.options;
+    // What the kernel tells and takes there is trusted, and parts of it are masked by path: no link may lead astray.
+    if ["proc", "sysfs"].contains(&kind) && !root.is_plain(&mount.destination) {
+        return Err(Error::new(stage, format!("{kind} must be mounted on an ordinary directory")));
+    }
+    let mut options = mount.options.clone();
+    let o = &mut options;
+    let close_later = kind == "tmpfs" && o.attributes.set & attr::RDONLY != 0;
+    if close_later {
+        o.attributes.set &= !attr::RDONLY;
+    }
+    let tree = new_mount(kind, source, o, stage)?;
     // What is set at birth needs no second call; clearing and the access time modes do.
     if o.attributes.clear | o.recursive_attributes.clear != 0 {
         attributes(&tree, o, stage)?;
     }
-    if mount.options.tmpcopyup {
+    if o.tmpcopyup {
         copy_up(&place, &tree, stage)?;
     }
     if let Some(p) = o.propagation {
         change(&tree, stage, p.into())?;
     }
-    move_onto(&tree, &place).at(stage, "attach")
+    move_onto(&tree, &place).at(stage, "attach")?;
+    Ok(close_later.then_some(tree))
 }
 
-fn new_mount(kind: &str, source: &str, mount: &Mount, stage: &str) -> Result<OwnedFd, Error> {
+fn new_mount(kind: &str, source: &str, options: &Options, stage: &str) -> Result<OwnedFd, Error> {
     let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
         .at(stage, format!("open a {kind} file system"))?;
     if !source.is_empty() {
@@ -103,7 +120,7 @@ fn new_mount(kind: &str, source: &str, mount: &Mount, stage: &str) -> Result<Own
             Err(e) => return Err(e).at(stage, format!("{kind} source={source}")),
         }
     }
-    for (key, value) in &mount.options.parameters {
+    for (key, value) in &options.parameters {
         match value {
             Some(value) => {
                 fsconfig_set_string(&fs, key.as_str(), value.as_str())
@@ -115,7 +132,7 @@ fn new_mount(kind: &str, source: &str, mount: &Mount, stage: &str) -> Result<Own
         }
     }
     fsconfig_create(&fs).at(stage, format!("create a {kind} file system"))?;
-    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, birth_attributes(&mount.options))
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, birth_attributes(options))
         .at(stage, format!("mount {kind}"))
 }
 

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io::Read;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,10 @@ use rustix::process::{
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
-use crate::channel::say_clamped;
+use crate::channel::{say_clamped, say_listener};
+use crate::create::Seccomp;
 use crate::error::{At, Error};
-use crate::hooks::{Hooks, Moment};
+use crate::hooks::Hooks;
 use crate::plan::{self, MemoryPolicy, Process, Schedule};
 use crate::sys::process::{
     cloexec_from, execve, fexecve, load_seccomp, new_session_keyring, reset_signals,
@@ -29,7 +30,7 @@ use crate::{capabilities, capabilities::Sets};
 #[derive(Debug)]
 pub(crate) struct Ending<'a> {
     pub(crate) channel: BorrowedFd<'a>,
-    pub(crate) seccomp: Option<&'a [u8]>,
+    pub(crate) seccomp: Option<&'a Seccomp>,
     /// Run this open file instead of `args[0]`.
     pub(crate) sealed: Option<BorrowedFd<'a>>,
     pub(crate) preserve_fds: u32,
@@ -72,6 +73,7 @@ pub(crate) fn be_undumpable() -> Result<(), Error> {
 
 /// What is set by writing to the host's /proc, before the container's file systems are there.
 pub(crate) fn host_settings(p: &Process, channel: BorrowedFd<'_>) -> Result<(), Error> {
+    p.warnings.iter().try_for_each(|text| say_clamped(channel, text))?;
     if let Some(adj) = p.oom_score_adj {
         oom_score_adj(adj, channel)?;
     }
@@ -117,8 +119,8 @@ pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Err
     end.domain.apply()?;
     // Without no_new_privs only CAP_SYS_ADMIN may load a filter, so it must come before the capabilities go.
     let early = !p.no_new_privileges;
-    if let Some(program) = end.seccomp.filter(|_| early) {
-        load_seccomp(program).at("seccomp", "load the filter")?;
+    if early {
+        filter(end)?;
     }
     // The directory is tried as root first: it may be closed to the user and still be a right place to start in.
     let entered = rustix::process::chdir(&p.cwd);
@@ -138,12 +140,12 @@ pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Err
     };
     reset_signals();
     cloexec_from(3 + end.preserve_fds);
-    if let Some(filter) = end.seccomp.filter(|_| !early) {
-        load_seccomp(filter).at("seccomp", "load the filter")?;
+    if !early {
+        filter(end)?;
     }
     // A hook of the container's own files runs confined like its program.
     if let Some((hooks, bundle)) = end.hooks {
-        hooks.run(Moment::StartContainer, own_pid(), bundle)?;
+        hooks.run_before(own_pid(), bundle, &env)?;
     }
     let errno = match (end.sealed, &program) {
         (Some(fd), _) => fexecve(fd, &p.args, &env),
@@ -151,6 +153,15 @@ pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Err
         (None, None) => Errno::NOENT,
     };
     Err(refused(&p.args[0], program.as_deref(), errno))
+}
+
+/// From here on the filter holds for this process, too: a profile that forbids or notifies what follows (user,
+/// capabilities, sendmsg, exec) is felt here.
+fn filter(end: &Ending<'_>) -> Result<(), Error> {
+    let Some(seccomp) = end.seccomp else { return Ok(()) };
+    let listener =
+        load_seccomp(&seccomp.program, seccomp.flags).at("seccomp", "load the filter")?;
+    listener.map_or(Ok(()), |fd| say_listener(end.channel, fd.as_fd()))
 }
 
 fn scheduling(s: &Schedule) -> Result<(), Error> {

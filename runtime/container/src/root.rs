@@ -41,6 +41,13 @@ impl Root {
         Err(Errno::AGAIN)
     }
 
+    /// Whether no part of the path is a symlink.
+    pub(crate) fn is_plain(&self, path: &Path) -> bool {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        openat2(&self.fd, relative(path), flags, Mode::empty(), resolve).is_ok()
+    }
+
     /// The place itself (O_PATH), whatever it is.
     pub(crate) fn place(&self, path: &Path) -> Result<OwnedFd, Errno> {
         self.open(path, OFlags::PATH)

@@ -123,7 +123,7 @@ pub struct CpuAffinity {
     pub last: Option<String>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MemoryPolicy {
     pub mode: String,

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) const ROOT: &str = "/run/lapstrake-oci";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "lapstrake-oci",
@@ -12,14 +14,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 )]
 pub(crate) struct Cli {
     /// Directory for the state of containers (should be on tmpfs)
-    #[arg(long, default_value = "/run/lapstrake-oci", global = true)]
+    #[arg(long, default_value = ROOT, global = true)]
     pub(crate) root: PathBuf,
     /// File to append errors to, besides standard error
     #[arg(long, global = true)]
     pub(crate) log: Option<PathBuf>,
     #[arg(long, default_value = "text", global = true)]
     pub(crate) log_format: LogFormat,
-    /// Accepted for compatibility: errors always say everything
+    /// Tell in the log what is done
     #[arg(long, global = true)]
     pub(crate) debug: bool,
     /// Use systemd for control groups
@@ -94,6 +96,9 @@ pub(crate) struct CreateArgs {
     pub(crate) console_socket: Option<PathBuf>,
     #[arg(long)]
     pub(crate) pid_file: Option<PathBuf>,
+    /// Unix socket that receives a pidfd of init
+    #[arg(long)]
+    pub(crate) pidfd_socket: Option<PathBuf>,
     #[arg(long)]
     pub(crate) no_new_keyring: bool,
     /// Give the container so many descriptors beyond 2
@@ -123,6 +128,9 @@ pub(crate) struct ExecArgs {
     pub(crate) console_socket: Option<PathBuf>,
     #[arg(long)]
     pub(crate) pid_file: Option<PathBuf>,
+    /// Unix socket that receives a pidfd of the process
+    #[arg(long)]
+    pub(crate) pidfd_socket: Option<PathBuf>,
     /// File with an OCI process object
     #[arg(short, long)]
     pub(crate) process: Option<PathBuf>,
@@ -234,12 +242,40 @@ pub(crate) struct UpdateArgs {
     pub(crate) cpuset_cpus: Option<String>,
     #[arg(long)]
     pub(crate) cpuset_mems: Option<String>,
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, allow_hyphen_values = true, value_parser = bytes)]
     pub(crate) memory: Option<i64>,
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, allow_hyphen_values = true, value_parser = bytes)]
     pub(crate) memory_reservation: Option<i64>,
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, allow_hyphen_values = true, value_parser = bytes)]
     pub(crate) memory_swap: Option<i64>,
     #[arg(long, allow_hyphen_values = true)]
     pub(crate) pids_limit: Option<i64>,
+}
+
+/// `-1`, `1024`, `50M`, `1g`: powers of 1024, as engines write them.
+fn bytes(text: &str) -> Result<i64, String> {
+    let lower = text.to_ascii_lowercase();
+    let plain = lower.trim_end_matches("ib").trim_end_matches('b');
+    let units = [('k', 1i64 << 10), ('m', 1 << 20), ('g', 1 << 30), ('t', 1 << 40)];
+    let unit = units.into_iter().find(|(letter, _)| plain.ends_with(*letter));
+    let (number, factor) = unit.map_or((plain, 1), |(_, f)| (&plain[..plain.len() - 1], f));
+    let bytes = number.parse::<i64>().ok().and_then(|n| n.checked_mul(factor));
+    bytes.ok_or_else(|| "it is no number of bytes like 1048576 or 50M".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_has_a_unit_or_none() {
+        for (text, want) in
+            [("-1", -1), ("7", 7), ("50M", 50 << 20), ("1GiB", 1 << 30), ("2kb", 2048)]
+        {
+            assert_eq!(bytes(text), Ok(want), "{text}");
+        }
+        for bad in ["", "M", "1x", "1.5M", "9999999999G"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use cgroup::Hierarchies;
 use container::hooks::Moment;
+use container::plan::Namespace;
 use container::sys::process::{close_all_except, fork, signal};
 use container::sys::signals;
 use container::{
-    Creation, Extras, Facts, Plan, Program, Report, Rootfs, Spec, Start, Stdio, channel, identity,
+    Creation, Extras, Facts, Plan, Program, Report, Rootfs, Seccomp, Spec, Start, Stdio, channel,
+    identity,
 };
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
@@ -19,7 +21,7 @@ use rustix::net::{
 use crate::cli::{Cli, CreateArgs, RunArgs};
 use crate::error::Error;
 use crate::state::{self, Record, Status};
-use crate::{bundle, end, seccomp, terminal};
+use crate::{bundle, end, log, seccomp, terminal};
 
 pub(crate) fn create(cli: &Cli, args: &CreateArgs) -> Result<(), Error> {
     let (_, master) = make(cli, args, Console::Socket)?;
@@ -85,13 +87,14 @@ fn make(
         }
         other => other.map_err(Error::file("make", &dir))?,
     }
-    let order = Order { args, spec: &spec, bundle: &bundle, rootfs, dir: &dir, console };
+    let order = Order { cli, args, spec: &spec, bundle: &bundle, rootfs, dir: &dir, console };
     order.make().inspect_err(|_| {
         let _ = fs::remove_dir_all(&dir); // what failed is the message; this is only tidiness
     })
 }
 
 struct Order<'a> {
+    cli: &'a Cli,
     args: &'a CreateArgs,
     spec: &'a Spec,
     bundle: &'a Path,
@@ -102,7 +105,7 @@ struct Order<'a> {
 
 impl Order<'_> {
     fn make(&self) -> Result<(Record, Option<OwnedFd>), Error> {
-        let seccomp = seccomp::compile(self.spec, self.dir)?;
+        let seccomp = seccomp::compile(self.cli, self.spec, self.dir)?;
         let facts = Facts {
             id: self.args.id.clone(),
             capabilities: container::own_capabilities(),
@@ -111,9 +114,12 @@ impl Order<'_> {
         };
         let plan = container::plan(self.spec, &facts)?;
         let node = Hierarchies::detect()?;
-        let made = self.make_init(&plan, &node, seccomp.as_ref());
+        if !node.pids(&plan.cgroup)?.is_empty() {
+            return Err(Error::Occupied { id: self.args.id.clone(), group: plan.cgroup });
+        }
+        let made = self.make_init(&plan, &node, seccomp.as_ref().map(|(_, loaded)| loaded));
         let (pid, master) = made.inspect_err(|_| end::clear_group(&node, &plan.cgroup))?;
-        let record = self.record(&plan, pid, seccomp.is_some());
+        let record = self.record(&plan, pid, seccomp.map(|(kept, _)| kept));
         let finished = record.save(self.dir).and_then(|()| self.hand_over(pid, master));
         finished
             .map(|master| (record, master))
@@ -125,7 +131,7 @@ impl Order<'_> {
         &self,
         plan: &Plan,
         node: &Hierarchies,
-        seccomp: Option<&(PathBuf, Vec<u8>)>,
+        seccomp: Option<&Seccomp>,
     ) -> Result<(i32, Option<OwnedFd>), Error> {
         let listener = listen_at(self.dir)?;
         let (ours, theirs) = channel_pair()?;
@@ -140,7 +146,7 @@ impl Order<'_> {
             program: Program::Args,
             netns: None,
             userns: None,
-            seccomp: seccomp.map(|(_, program)| program.clone()),
+            seccomp,
             shm: None,
             channel: theirs.as_fd(),
             start: Start::Listener(listener.as_fd()),
@@ -153,10 +159,10 @@ impl Order<'_> {
         let keep = kept(self.args.preserve_fds, &[theirs.as_fd(), listener.as_fd()]);
         fork(|| run_creator(&creation, &keep)).map_err(Error::system("fork"))?;
         drop((theirs, listener));
-        listen_until_ready(ours.as_fd())
+        listen_until_ready(self.cli, ours.as_fd())
     }
 
-    fn record(&self, plan: &Plan, pid: i32, seccomp: bool) -> Record {
+    fn record(&self, plan: &Plan, pid: i32, seccomp: Option<seccomp::Kept>) -> Record {
         Record {
             oci_version: self.spec.version.clone(),
             id: self.args.id.clone(),
@@ -166,8 +172,10 @@ impl Order<'_> {
             rootfs: self.rootfs.clone(),
             created: state::now(),
             cgroup: plan.cgroup.clone(),
+            own_pids: plan.namespaces.makes(Namespace::Pid),
             annotations: self.spec.annotations.clone().unwrap_or_default(),
-            seccomp: seccomp.then(|| self.dir.join("seccomp.bpf")),
+            seccomp,
+            memory_policy: self.spec.linux.as_ref().and_then(|l| l.memory_policy.clone()),
             hooks: plan.hooks.clone(),
         }
     }
@@ -176,6 +184,9 @@ impl Order<'_> {
     fn hand_over(&self, pid: i32, master: Option<OwnedFd>) -> Result<Option<OwnedFd>, Error> {
         if let Some(path) = &self.args.pid_file {
             fs::write(path, pid.to_string()).map_err(Error::file("write", path))?;
+        }
+        if let Some(socket) = &self.args.pidfd_socket {
+            terminal::send_pidfd(socket, pid)?;
         }
         match (&master, &self.args.console_socket) {
             (Some(fd), Some(socket)) if self.console == Console::Socket => {
@@ -217,7 +228,7 @@ pub(crate) fn channel_pair() -> Result<(OwnedFd, OwnedFd), Error> {
     Ok((ours, theirs))
 }
 
-fn listen_until_ready(ours: BorrowedFd<'_>) -> Result<(i32, Option<OwnedFd>), Error> {
+fn listen_until_ready(cli: &Cli, ours: BorrowedFd<'_>) -> Result<(i32, Option<OwnedFd>), Error> {
     let mut pid = 0;
     loop {
         match channel::listen(ours).map_err(Error::system("listen to init"))? {
@@ -229,7 +240,8 @@ fn listen_until_ready(ours: BorrowedFd<'_>) -> Result<(i32, Option<OwnedFd>), Er
                     container::Error::new("create", "init was killed while it was set up").into()
                 );
             }
-            Report::Planned { .. } | Report::External { .. } | Report::Clamped(_) => {}
+            Report::Planned { .. } | Report::External { .. } | Report::Listener(_) => {}
+            Report::Clamped(text) => log::warn(cli, &text),
         }
     }
 }
@@ -246,16 +258,17 @@ fn listen_at(dir: &Path) -> Result<OwnedFd, Error> {
 /// Lets the waiting init go; returns when it has become the program, or with the reason why not.
 /// Then the poststart hooks run; when one fails, the container is ended.
 fn go(cli: &Cli, record: &Record) -> Result<(), Error> {
-    tell(&state::dir(cli, &record.id)?)?;
+    tell(cli, record)?;
     record.hooks.run(Moment::Poststart, record.pid, &record.bundle).inspect_err(|_| {
         let _ = signal(record.pid, libc::SIGKILL); // has ended already: just as well
     })?;
     Ok(())
 }
 
-fn tell(dir: &Path) -> Result<(), Error> {
+fn tell(cli: &Cli, record: &Record) -> Result<(), Error> {
+    let dir = state::dir(cli, &record.id)?;
     let socket = seqpacket()?;
-    let (address, _dir) = address(dir)?;
+    let (address, _dir) = address(&dir)?;
     connect(&socket, &address).map_err(Error::system("connect to the waiting init"))?;
     channel::say_start(socket.as_fd()).map_err(Error::system("tell init to start"))?;
     let path = dir.join("start.sock");
@@ -264,6 +277,14 @@ fn tell(dir: &Path) -> Result<(), Error> {
         match channel::listen(socket.as_fd()).map_err(Error::system("listen to init"))? {
             Report::Closed => return Ok(()),
             Report::Failed(error) => return Err(error.into()),
+            Report::Clamped(text) => log::warn(cli, &text),
+            Report::Listener(fd) => {
+                if let Some(kept) = &record.seccomp {
+                    kept.hand_over(record, Status::Created, record.pid, &fd).inspect_err(|_| {
+                        let _ = signal(record.pid, libc::SIGKILL); // it waits for an answer for ever
+                    })?;
+                }
+            }
             _ => {}
         }
     }

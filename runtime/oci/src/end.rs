@@ -24,12 +24,12 @@ pub(crate) fn kill(cli: &Cli, args: &KillArgs) -> Result<(), Error> {
         }
         return Ok(());
     }
+    // Where init is not pid 1 of its own, the kernel does not end the others with it.
+    if number == libc::SIGKILL && !record.own_pids && !node.pids(&record.cgroup)?.is_empty() {
+        return Ok(node.kill(&record.cgroup).map(drop)?);
+    }
     if !record.is_alive() {
-        return Err(Error::WrongState {
-            verb: "kill",
-            id: record.id,
-            status: Status::Stopped.word(),
-        });
+        return Err(Error::NotRunning { id: record.id });
     }
     signal(record.pid, number).map_err(Error::system("kill"))?;
     if number == libc::SIGKILL {

@@ -12,6 +12,11 @@ pub(crate) enum Error {
         "invalid container id {id:?}: 1 to 1024 letters, digits, `_`, `+`, `-` and `.`, not starting with a dot"
     )]
     BadId { id: String },
+    /// The words are those that engines look for.
+    #[error("cannot kill container {id:?}: container not running")]
+    NotRunning { id: String },
+    #[error("container {id:?}: its cgroup {group} holds processes of somebody else")]
+    Occupied { id: String, group: String },
     #[error("cannot {verb} container {id:?}: it is {status}")]
     WrongState { verb: &'static str, id: String, status: &'static str },
     #[error("{verb} {path}: {source}", path = path.display())]
@@ -24,7 +29,9 @@ pub(crate) enum Error {
     Cgroup(#[from] cgroup::Error),
     #[error("{verb}: {source}")]
     System { verb: &'static str, source: std::io::Error },
-    #[error("seccomp: {0}")]
+    #[error("{0}")]
+    Compile(#[from] ::seccomp::Error),
+    #[error("{0}")]
     Seccomp(String),
     #[error("{0}")]
     Usage(String),

@@ -12,13 +12,13 @@ use crate::cli::{Cli, ExecArgs};
 use crate::create::{channel_pair, kept};
 use crate::error::Error;
 use crate::state::{self, Record, Status};
-use crate::{bundle, terminal};
+use crate::{bundle, log, seccomp, terminal};
 
 pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
     let record = state::load(cli, &args.id)?;
     let node = Hierarchies::detect()?;
     match record.status(cli, &node) {
-        Status::Running => {}
+        Status::Created | Status::Running => {}
         Status::Paused if args.ignore_paused => {}
         other => {
             return Err(Error::WrongState { verb: "exec in", id: record.id, status: other.word() });
@@ -30,8 +30,9 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
     }
     let facts = Facts { capabilities: container::own_capabilities(), ..Default::default() };
     let plan = container::plan::plan_process(&process, &facts)?;
-    let seccomp =
-        record.seccomp.as_ref().map(|p| fs::read(p).map_err(Error::file("read", p))).transpose()?;
+    let memory_policy =
+        record.memory_policy.as_ref().map(container::plan::memory_policy).transpose()?;
+    let seccomp = record.seccomp.as_ref().map(seccomp::Kept::load).transpose()?;
 
     signals::block_all_signals();
     let (ours, theirs) = channel_pair()?;
@@ -43,8 +44,8 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
         cgroup: &record.cgroup,
         tracker: None,
         stdio: if plan.terminal { Stdio::Terminal } else { Stdio::Pipes(stdio) },
-        seccomp: seccomp.as_deref(),
-        memory_policy: None,
+        seccomp: seccomp.as_ref(),
+        memory_policy: memory_policy.as_ref(),
         channel: theirs.as_fd(),
         sibling: true,
         preserve_fds: args.preserve_fds,
@@ -66,11 +67,20 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
                 .into());
             }
             Report::Closed => break,
-            Report::Planned { .. } | Report::External { .. } | Report::Clamped(_) => {}
+            Report::Listener(fd) => {
+                if let Some(kept) = &record.seccomp {
+                    kept.hand_over(&record, Status::Running, pid, &fd)?;
+                }
+            }
+            Report::Clamped(text) => log::warn(cli, &text),
+            Report::Planned { .. } | Report::External { .. } => {}
         }
     }
     if let Some(path) = &args.pid_file {
         fs::write(path, pid.to_string()).map_err(Error::file("write", path))?;
+    }
+    if let Some(socket) = &args.pidfd_socket {
+        terminal::send_pidfd(socket, pid)?;
     }
     if let (Some(fd), Some(socket)) = (&master, &args.console_socket) {
         terminal::send(socket, fd.as_fd())?;
@@ -125,7 +135,11 @@ fn process(args: &ExecArgs, record: &Record) -> Result<spec::Process, Error> {
     p.user.additional_gids.get_or_insert_default().extend(&args.additional_gids);
     if !args.cap.is_empty() {
         let caps = p.capabilities.get_or_insert_default();
-        for set in [&mut caps.bounding, &mut caps.effective, &mut caps.permitted] {
+        let mut sets = vec![&mut caps.bounding, &mut caps.effective, &mut caps.permitted];
+        if caps.inheritable.as_ref().is_some_and(|i| !i.is_empty()) {
+            sets.push(&mut caps.ambient);
+        }
+        for set in sets {
             set.get_or_insert_default().extend(args.cap.iter().cloned());
         }
     }

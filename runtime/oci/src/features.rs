@@ -85,7 +85,7 @@ pub(crate) fn print() -> Result<(), Error> {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": container::capabilities::names(u64::MAX),
             "cgroup": { "v1": !v2, "v2": v2, "systemd": false, "systemdUser": false, "rdma": true },
-            "seccomp": { "enabled": crate::sys::seccomp_library().is_ok() },
+            "seccomp": seccomp(),
             "apparmor": { "enabled": std::path::Path::new("/sys/kernel/security/apparmor").exists() },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
@@ -96,6 +96,30 @@ pub(crate) fn print() -> Result<(), Error> {
     });
     println!("{features:#}");
     Ok(())
+}
+
+fn seccomp() -> serde_json::Value {
+    let flags = [
+        "SECCOMP_FILTER_FLAG_TSYNC",
+        "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+        "SECCOMP_FILTER_FLAG_LOG",
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+    ];
+    let archs: &[&str] = if cfg!(target_arch = "aarch64") {
+        &["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]
+    } else {
+        &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]
+    };
+    json!({
+        "enabled": true,
+        "actions": ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
+            "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP"],
+        "operators": ["SCMP_CMP_NE", "SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_EQ", "SCMP_CMP_GE",
+            "SCMP_CMP_GT", "SCMP_CMP_MASKED_EQ"],
+        "archs": archs,
+        "knownFlags": flags,
+        "supportedFlags": flags,
+    })
 }
 
 #[cfg(test)]

@@ -10,13 +10,37 @@ pub(crate) fn report(cli: &Cli, error: &Error) {
     let text = error.to_string();
     let mut stderr = std::io::stderr();
     let _ = writeln!(stderr, "lapstrake-oci: {text}");
+    write(cli, "error", &text);
+}
+
+/// Something asked for was not granted as asked; the container goes on.
+pub(crate) fn warn(cli: &Cli, text: &str) {
+    write(cli, "warning", text);
+    if cli.log.is_none() {
+        let _ = writeln!(std::io::stderr(), "lapstrake-oci: warning: {text}");
+    }
+}
+
+/// What is done, for those who ask by `--debug`.
+pub(crate) fn debug(cli: &Cli, text: &str) {
+    if !cli.debug {
+        return;
+    }
+    write(cli, "debug", text);
+    if cli.log.is_none() {
+        let now = crate::state::now();
+        let _ = writeln!(std::io::stderr(), "time=\"{now}\" level=debug msg={text:?}");
+    }
+}
+
+fn write(cli: &Cli, level: &str, text: &str) {
     let Some(path) = &cli.log else { return };
+    let now = crate::state::now();
     let line = match cli.log_format {
         LogFormat::Json => {
-            serde_json::json!({ "level": "error", "msg": text, "time": crate::state::now() })
-                .to_string()
+            serde_json::json!({ "level": level, "msg": text, "time": now }).to_string()
         }
-        LogFormat::Text => format!("time=\"{}\" level=error msg={text:?}", crate::state::now()),
+        LogFormat::Text => format!("time=\"{now}\" level={level} msg={text:?}"),
     };
     let written = File::options()
         .append(true)
@@ -24,6 +48,6 @@ pub(crate) fn report(cli: &Cli, error: &Error) {
         .open(path)
         .and_then(|mut f| writeln!(f, "{line}"));
     if let Err(e) = written {
-        let _ = writeln!(stderr, "lapstrake-oci: --log {}: {e}", path.display());
+        let _ = writeln!(std::io::stderr(), "lapstrake-oci: --log {}: {e}", path.display());
     }
 }

@@ -11,7 +11,6 @@ mod log;
 mod seccomp;
 mod spec;
 mod state;
-mod sys;
 mod terminal;
 mod update;
 mod view;
@@ -35,7 +34,8 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             log::report(&cli, &error);
-            ExitCode::FAILURE
+            // The exit codes of an exec are the program's own; callers know 255 for its runtime's.
+            ExitCode::from(if matches!(cli.command, Command::Exec(_)) { 255 } else { 1 })
         }
     }
 }
@@ -44,6 +44,7 @@ fn run(cli: &Cli) -> Result<u8, Error> {
     if cli.systemd_cgroup {
         return Err(Error::Unsupported("--systemd-cgroup: only cgroupfs paths are served so far"));
     }
+    log::debug(cli, &format!("{:?} under {}", cli.command, cli.root.display()));
     match &cli.command {
         Command::Spec(args) => spec::write(args).map(|()| 0),
         Command::Create(args) => create::create(cli, args).map(|()| 0),

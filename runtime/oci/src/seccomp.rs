@@ -1,143 +1,146 @@
-//! `linux.seccomp` to a BPF program, compiled by libseccomp, which is loaded only when a profile asks for it.
+//! `linux.seccomp`: compiled once per profile and root directory, kept for later execs, its listener handed over.
 
+use std::fs;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use container::Spec;
-use serde::Deserialize;
+use container::{Seccomp, Spec};
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, connect, sendmsg, socket_with,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use crate::cli::Cli;
 use crate::error::Error;
-use crate::sys::Compiler;
+use crate::state::{Record, Status};
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Profile {
-    default_action: String,
-    default_errno_ret: Option<u32>,
-    #[serde(default)]
-    architectures: Option<Vec<String>>,
-    #[serde(default)]
-    flags: Option<Vec<String>>,
-    #[serde(default)]
-    listener_path: Option<String>,
-    #[serde(default)]
-    syscalls: Option<Vec<Rule>>,
+/// What is kept of a profile with the container's record.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    program: PathBuf,
+    flags: u32,
+    listener: Option<Listener>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Rule {
-    names: Vec<String>,
-    action: String,
-    errno_ret: Option<u32>,
-    #[serde(default)]
-    args: Option<Vec<Arg>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Arg {
-    index: u32,
-    value: u64,
-    #[serde(default)]
-    value_two: u64,
-    op: String,
-}
-
-/// One comparison as libseccomp takes it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Comparison {
-    pub(crate) index: u32,
-    pub(crate) operator: u32,
-    pub(crate) a: u64,
-    pub(crate) b: u64,
+/// Who answers the notifications.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Listener {
+    path: PathBuf,
+    metadata: Option<String>,
 }
 
 /// Compiles the profile of a specification into `dir`, for this start and for later execs.
-pub(crate) fn compile(spec: &Spec, dir: &Path) -> Result<Option<(PathBuf, Vec<u8>)>, Error> {
+pub(crate) fn compile(
+    cli: &Cli,
+    spec: &Spec,
+    dir: &Path,
+) -> Result<Option<(Kept, Seccomp)>, Error> {
     let Some(profile) = spec.linux.as_ref().and_then(|l| l.seccomp.as_ref()) else {
         return Ok(None);
     };
-    let profile: Profile = serde_json::from_value(profile.clone())
+    let profile: LinuxSeccomp = serde_json::from_value(profile.clone())
         .map_err(|e| Error::Seccomp(format!("linux.seccomp: {e}")))?;
-    let program = program(&profile)?;
-    let path = dir.join("seccomp.bpf");
-    std::fs::write(&path, &program).map_err(Error::file("write", &path))?;
-    Ok(Some((path, program)))
+    let listener = listener(&profile)?;
+    // A container's id does not begin with a dot, so this is none.
+    let store = seccomp::Compiler::open(cli.root.join(".seccomp"))?;
+    let compiled = store.spec(&profile)?;
+    let program = dir.join("seccomp.bpf");
+    fs::write(&program, &compiled.code).map_err(Error::file("write", &program))?;
+    let kept = Kept { program, flags: compiled.flags, listener };
+    Ok(Some((kept, Seccomp { program: compiled.code, flags: compiled.flags })))
 }
 
-fn program(profile: &Profile) -> Result<Vec<u8>, Error> {
-    if profile.listener_path.as_ref().is_some_and(|p| !p.is_empty()) {
-        return Err(Error::Unsupported(
-            "linux.seccomp.listenerPath is not supported by this runtime",
-        ));
+/// Checks that notifications reach somebody and do not stop the start itself.
+fn listener(profile: &LinuxSeccomp) -> Result<Option<Listener>, Error> {
+    let notifies = |action| action == LinuxSeccompAction::ScmpActNotify;
+    let refuse = |why: &str| Err(Error::Seccomp(format!("linux.seccomp: {why}")));
+    if notifies(profile.default_action()) {
+        return refuse("SCMP_ACT_NOTIFY as the default action would stop the start itself");
     }
-    if let Some(flag) = profile.flags.iter().flatten().next() {
-        return Err(Error::Seccomp(format!(
-            "linux.seccomp.flags: {flag} is not supported by this runtime"
-        )));
+    let rules = profile.syscalls().iter().flatten().filter(|rule| notifies(rule.action()));
+    let names: Vec<&String> = rules.flat_map(|rule| rule.names()).collect();
+    // The listener's descriptor goes out by sendmsg; write tells of errors.
+    if let Some(name) = names.iter().find(|n| ["sendmsg", "write"].contains(&n.as_str())) {
+        return refuse(&format!("SCMP_ACT_NOTIFY for {name} would stop the start itself"));
     }
-    let default = action(&profile.default_action, profile.default_errno_ret)?;
-    let mut compiler = Compiler::new(default)?;
-    for name in profile.architectures.iter().flatten() {
-        let short = name.strip_prefix("SCMP_ARCH_").unwrap_or(name).to_ascii_lowercase();
-        compiler.add_architecture(&short)?;
+    let path = profile.listener_path().clone().filter(|p| !p.as_os_str().is_empty());
+    let metadata = profile.listener_metadata().clone().filter(|m| !m.is_empty());
+    match path {
+        None if !names.is_empty() => refuse("SCMP_ACT_NOTIFY needs a listenerPath"),
+        None if metadata.is_some() => refuse("listenerMetadata needs a listenerPath"),
+        // Without a rule that notifies there is nothing to listen to.
+        _ if names.is_empty() => Ok(None),
+        path => Ok(path.map(|path| Listener { path, metadata })),
     }
-    for rule in profile.syscalls.iter().flatten() {
-        let action = action(&rule.action, rule.errno_ret)?;
-        if action == default {
-            continue; // libseccomp refuses what changes nothing
-        }
-        let comparisons =
-            rule.args.iter().flatten().map(comparison).collect::<Result<Vec<_>, _>>()?;
-        for name in &rule.names {
-            compiler.add_rule(action, name, &comparisons)?;
-        }
-    }
-    compiler.export()
 }
 
-/// SECCOMP_RET_* value of an action, with its data.
-fn action(name: &str, errno: Option<u32>) -> Result<u32, Error> {
-    const EPERM: u32 = 1;
-    let data = errno.unwrap_or(EPERM) & 0xffff;
-    Ok(match name {
-        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => 0,
-        "SCMP_ACT_KILL_PROCESS" => 0x8000_0000,
-        "SCMP_ACT_TRAP" => 0x0003_0000,
-        "SCMP_ACT_ERRNO" => 0x0005_0000 | data,
-        "SCMP_ACT_TRACE" => 0x7ff0_0000 | data,
-        "SCMP_ACT_LOG" => 0x7ffc_0000,
-        "SCMP_ACT_ALLOW" => 0x7fff_0000,
-        _ => {
-            return Err(Error::Seccomp(format!(
-                "action {name:?} is not supported by this runtime"
-            )));
-        }
-    })
-}
+impl Kept {
+    /// The program again, for another process of the container.
+    pub(crate) fn load(&self) -> Result<Seccomp, Error> {
+        let program = fs::read(&self.program).map_err(Error::file("read", &self.program))?;
+        Ok(Seccomp { program, flags: self.flags })
+    }
 
-fn comparison(arg: &Arg) -> Result<Comparison, Error> {
-    let operator = match arg.op.as_str() {
-        "SCMP_CMP_NE" => 1,
-        "SCMP_CMP_LT" => 2,
-        "SCMP_CMP_LE" => 3,
-        "SCMP_CMP_EQ" => 4,
-        "SCMP_CMP_GE" => 5,
-        "SCMP_CMP_GT" => 6,
-        "SCMP_CMP_MASKED_EQ" => 7,
-        other => return Err(Error::Seccomp(format!("unknown operator {other:?}"))),
-    };
-    Ok(Comparison { index: arg.index, operator, a: arg.value, b: arg.value_two })
+    /// Gives the listener of process `pid` to the agent, as the specification's container process state says.
+    pub(crate) fn hand_over(
+        &self,
+        record: &Record,
+        status: Status,
+        pid: i32,
+        fd: &OwnedFd,
+    ) -> Result<(), Error> {
+        let Some(Listener { path, metadata }) = &self.listener else { return Ok(()) };
+        let fail =
+            |e: rustix::io::Errno| Error::file("connect to seccomp listener", path)(e.into());
+        let kind = SocketType::STREAM;
+        let socket =
+            socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).map_err(fail)?;
+        connect(&socket, &SocketAddrUnix::new(path).map_err(fail)?).map_err(fail)?;
+        let text = json!({
+            "ociVersion": record.oci_version,
+            "fds": ["seccompFd"],
+            "pid": pid,
+            "metadata": metadata.clone().unwrap_or_default(),
+            "state": record.json(status),
+        });
+        let fds = [fd.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        let text = text.to_string();
+        sendmsg(&socket, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)
+            .map_err(fail)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn check(json: serde_json::Value) -> Result<Option<Listener>, String> {
+        listener(&serde_json::from_value(json).expect("profile")).map_err(|e| e.to_string())
+    }
+
     #[test]
-    fn an_action_carries_its_errno() {
-        assert_eq!(action("SCMP_ACT_ERRNO", Some(38)).expect("known"), 0x0005_0026);
-        assert_eq!(action("SCMP_ACT_ERRNO", None).expect("known"), 0x0005_0001);
-        assert!(action("SCMP_ACT_NOTIFY", None).is_err());
+    fn notifications_that_reach_nobody_or_stop_the_start_are_refused() {
+        let profile = |name: &str, path: &str| {
+            json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path,
+                "syscalls": [{ "names": [name], "action": "SCMP_ACT_NOTIFY" }] })
+        };
+        assert!(check(profile("mkdir", "/agent")).expect("valid").is_some());
+        assert!(check(profile("mkdir", "")).expect_err("nobody").contains("listenerPath"));
+        for name in ["sendmsg", "write"] {
+            assert!(check(profile(name, "/agent")).expect_err(name).contains(name));
+        }
+        let default = json!({ "defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/agent" });
+        assert!(check(default).is_err());
+        let lone = json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "x" });
+        assert!(check(lone).expect_err("metadata").contains("listenerMetadata"));
     }
 }

@@ -10,13 +10,24 @@ pub(crate) fn write(args: &SpecArgs) -> Result<(), Error> {
     if path.exists() {
         return Err(Error::Usage(format!("{} exists already; remove it first", path.display())));
     }
-    let text = serde_json::to_string_pretty(&default())
+    let v2 = cgroup::driver()? == cgroup::Driver::V2;
+    let text = serde_json::to_string_pretty(&default(v2))
         .map_err(|source| Error::Json { path: path.clone(), source })?;
     std::fs::write(&path, text + "\n").map_err(Error::file("write", &path))
 }
 
-/// A shell in namespaces of its own, with a few capabilities and a read-only root.
-fn default() -> Value {
+/// A shell in namespaces of its own (of control groups only on v2, as other runtimes have it), with a few capabilities and a read-only root.
+fn default(v2: bool) -> Value {
+    let mut namespaces = vec![
+        json!({ "type": "pid" }),
+        json!({ "type": "network" }),
+        json!({ "type": "ipc" }),
+        json!({ "type": "uts" }),
+        json!({ "type": "mount" }),
+    ];
+    if v2 {
+        namespaces.push(json!({ "type": "cgroup" }));
+    }
     let caps = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
     json!({
         "ociVersion": "1.3.0",
@@ -35,10 +46,7 @@ fn default() -> Value {
         "mounts": mounts(),
         "linux": {
             "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
-            "namespaces": [
-                { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" },
-                { "type": "mount" }, { "type": "cgroup" }
-            ],
+            "namespaces": namespaces,
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
                 "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/proc/interrupts", "/sys/firmware",

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use container::hooks::Hooks;
+use container::spec;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Cli;
 use crate::error::Error;
+use crate::seccomp::Kept;
 
 /// What must be known after `create` has ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,9 +24,13 @@ pub(crate) struct Record {
     pub(crate) rootfs: PathBuf,
     pub(crate) created: String,
     pub(crate) cgroup: String,
+    /// Init is pid 1 of its own namespace.
+    pub(crate) own_pids: bool,
     pub(crate) annotations: BTreeMap<String, String>,
     /// The compiled seccomp program of the container, for exec.
-    pub(crate) seccomp: Option<PathBuf>,
+    pub(crate) seccomp: Option<Kept>,
+    #[serde(default)]
+    pub(crate) memory_policy: Option<spec::MemoryPolicy>,
     /// As of creation: later changes of the bundle do not count.
     #[serde(default)]
     pub(crate) hooks: Hooks,

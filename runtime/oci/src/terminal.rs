@@ -12,22 +12,36 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, connect, sendmsg, socket_with,
 };
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+use rustix::termios::{
+    OptionalActions, OutputModes, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize,
+};
 
 use crate::error::Error;
 
 /// Sends the master end, with the name that engines expect in the message.
 pub(crate) fn send(socket: &Path, master: BorrowedFd<'_>) -> Result<(), Error> {
-    let fail = |e: Errno| Error::file("connect to console socket", socket)(e.into());
+    send_fd(socket, master, b"/dev/ptmx")
+}
+
+/// Sends a descriptor of a process that cannot become another's when the process is gone.
+pub(crate) fn send_pidfd(socket: &Path, pid: i32) -> Result<(), Error> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH);
+    let pidfd = pid
+        .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()))
+        .map_err(Error::system("pidfd_open"))?;
+    send_fd(socket, pidfd.as_fd(), b"pidfd")
+}
+
+fn send_fd(socket: &Path, fd: BorrowedFd<'_>, name: &[u8]) -> Result<(), Error> {
+    let fail = |e: Errno| Error::file("connect to", socket)(e.into());
     let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(fail)?;
     connect(&stream, &SocketAddrUnix::new(socket).map_err(fail)?).map_err(fail)?;
-    let fds = [master];
+    let fds = [fd];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(&stream, &[IoSlice::new(b"/dev/ptmx")], &mut ancillary, SendFlags::NOSIGNAL)
-        .map_err(fail)?;
+    sendmsg(&stream, &[IoSlice::new(name)], &mut ancillary, SendFlags::NOSIGNAL).map_err(fail)?;
     Ok(())
 }
 
@@ -36,6 +50,9 @@ pub(crate) fn send(socket: &Path, master: BorrowedFd<'_>) -> Result<(), Error> {
 pub(crate) fn attend(pid: i32, master: Option<OwnedFd>) -> Result<u8, Error> {
     let all: Vec<i32> = (1..32).filter(|s| ![libc::SIGKILL, libc::SIGSTOP].contains(s)).collect();
     let news = signals::signal_fd(&all).map_err(Error::system("signalfd"))?;
+    if let Some(master) = &master {
+        plain_newlines(master.as_fd());
+    }
     let _raw = master.as_ref().and_then(|m| Raw::enter(m.as_fd()));
     let mut open = [true, master.is_some()];
     loop {
@@ -126,6 +143,14 @@ fn copy_ready(master: &OwnedFd) -> bool {
     ready && copy(master.as_fd(), rustix::stdio::stdout())
 }
 
+/// The caller's terminal makes a carriage return of each newline already; a pipe wants none.
+fn plain_newlines(master: BorrowedFd<'_>) {
+    if let Ok(mut modes) = tcgetattr(master) {
+        modes.output_modes.remove(OutputModes::ONLCR);
+        let _ = tcsetattr(master, OptionalActions::Now, &modes);
+    }
+}
+
 /// The caller's terminal in raw mode, until dropped.
 struct Raw(Termios);
 
@@ -135,6 +160,7 @@ impl Raw {
         let before = tcgetattr(stdin).ok()?;
         let mut raw = before.clone();
         raw.make_raw();
+        raw.output_modes.insert(OutputModes::OPOST);
         tcsetattr(stdin, OptionalActions::Now, &raw).ok()?;
         if let Ok(size) = tcgetwinsize(stdin) {
             let _ = tcsetwinsize(master, size);

@@ -2,13 +2,14 @@
 #![allow(clippy::print_stdout, reason = "the answer of a command line goes to standard output")]
 
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cgroup::{Hierarchies, Stats};
 use serde_json::{Value, json};
 
-use crate::cli::{Cli, EventsArgs, Format, ListArgs, PsArgs};
+use crate::cli::{Cli, EventsArgs, Format, ListArgs, PsArgs, ROOT};
 use crate::error::Error;
 use crate::state::{self, Record};
 
@@ -23,7 +24,8 @@ pub(crate) fn list(cli: &Cli, args: &ListArgs) -> Result<(), Error> {
     let node = Hierarchies::detect()?;
     let mut records = Vec::new();
     let entries = match std::fs::read_dir(&cli.root) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        // Nothing was ever made under the default one; one that is named should be there.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && cli.root == Path::new(ROOT) => None,
         other => Some(other.map_err(Error::file("list", &cli.root))?),
     };
     for entry in entries.into_iter().flatten().flatten() {
@@ -48,15 +50,18 @@ pub(crate) fn list(cli: &Cli, args: &ListArgs) -> Result<(), Error> {
             println!("{}", Value::from(all));
         }
         Format::Table => {
-            println!("{:<24} {:<8} {:<8} {:<32} BUNDLE", "ID", "PID", "STATUS", "CREATED");
+            println!(
+                "{:<24} {:<8} {:<8} {:<40} {:<32} OWNER",
+                "ID", "PID", "STATUS", "BUNDLE", "CREATED"
+            );
             for (r, status) in rows {
                 println!(
-                    "{:<24} {:<8} {:<8} {:<32} {}",
+                    "{:<24} {:<8} {:<8} {:<40} {:<32} root",
                     r.id,
                     r.pid,
                     status,
-                    r.created,
-                    r.bundle.display()
+                    r.bundle.display(),
+                    r.created
                 );
             }
         }
@@ -92,27 +97,55 @@ pub(crate) fn ps(cli: &Cli, args: &PsArgs) -> Result<(), Error> {
 pub(crate) fn events(cli: &Cli, args: &EventsArgs) -> Result<(), Error> {
     let record = state::load(cli, &args.id)?;
     let node = Hierarchies::detect()?;
-    let seconds = args.interval.trim_end_matches('s').parse::<u64>().ok().filter(|s| *s > 0);
-    let seconds = seconds.ok_or_else(|| {
-        Error::Usage(format!("--interval {:?} is no number of seconds", args.interval))
-    })?;
+    let interval = interval(&args.interval)?;
+    if args.stats {
+        return print(&stats_line(&record, &node));
+    }
     let mut ooms = node.oom_kills(&record.cgroup);
-    loop {
-        let mut line =
-            json!({ "type": "stats", "id": record.id, "data": data(&node.stats(&record.cgroup)) })
-                .to_string();
+    let mut next = Instant::now() + interval;
+    while record.is_alive() {
+        std::thread::sleep(OOM_POLL.min(next.saturating_duration_since(Instant::now())));
         let now = node.oom_kills(&record.cgroup);
         if now > ooms {
-            line += &format!("\n{}", json!({ "type": "oom", "id": record.id }));
+            print(&format!(r#"{{"type":"oom","id":"{}"}}"#, record.id))?;
             ooms = now;
         }
-        let mut out = std::io::stdout();
-        writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::system("write"))?;
-        if args.stats || !record.is_alive() {
-            return Ok(());
+        if Instant::now() >= next {
+            print(&stats_line(&record, &node))?;
+            next += interval;
         }
-        std::thread::sleep(Duration::from_secs(seconds));
     }
+    Ok(())
+}
+
+/// How soon an out-of-memory kill is told: well within what a human calls at once.
+const OOM_POLL: Duration = Duration::from_millis(100);
+
+/// In the order that other tools match as text.
+fn stats_line(record: &Record, node: &Hierarchies) -> String {
+    let data = data(&node.stats(&record.cgroup));
+    format!(r#"{{"type":"stats","id":"{}","data":{data}}}"#, record.id)
+}
+
+fn print(line: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::system("write"))
+}
+
+/// `5`, `5s`, `100ms`, `2m`.
+fn interval(text: &str) -> Result<Duration, Error> {
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let millis = match unit {
+        "ms" => Some(1),
+        "" | "s" => Some(1000),
+        "m" => Some(60_000),
+        _ => None,
+    };
+    let total = millis.zip(number.parse::<u64>().ok()).and_then(|(m, n)| n.checked_mul(m));
+    total.filter(|ms| *ms > 0).map(Duration::from_millis).ok_or_else(|| {
+        Error::Usage(format!("--interval {text:?} is no duration like \"5s\" or \"100ms\""))
+    })
 }
 
 fn data(s: &Stats) -> Value {

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use container::sys::process::close_all_except;
 use container::{
-    Creation, Entry, Error, Extras, Facts, Program, Rootfs, SharedMemory, Spec, Start, Stdio,
-    channel,
+    Creation, Entry, Error, Extras, Facts, Program, Rootfs, Seccomp, SharedMemory, Spec, Start,
+    Stdio, channel,
 };
 
 use crate::handler::{self, Handler};
@@ -88,7 +88,7 @@ fn try_create(job: Job<'_>) -> Result<(), Error> {
         program: job.pause.map_or(Program::Args, Program::Sealed),
         netns: job.netns,
         userns: None,
-        seccomp,
+        seccomp: seccomp.as_ref(),
         shm: job.shm,
         channel: job.channel,
         start: Start::Channel,
@@ -149,7 +149,7 @@ fn try_enter(job: &ExecJob<'_>) -> Result<(), Error> {
         cgroup: job.cgroup,
         tracker: Some(job.tracker),
         stdio: job.stdio,
-        seccomp: seccomp.as_deref(),
+        seccomp: seccomp.as_ref(),
         memory_policy: None,
         channel: job.channel,
         sibling: true,
@@ -177,7 +177,7 @@ fn report(channel: BorrowedFd<'_>, result: Result<(), Error>) -> i32 {
     }
 }
 
-fn filter(path: &str) -> Result<Option<Vec<u8>>, Error> {
+fn filter(path: &str) -> Result<Option<Seccomp>, Error> {
     if path.is_empty() {
         return Ok(None);
     }
@@ -188,7 +188,7 @@ fn filter(path: &str) -> Result<Option<Vec<u8>>, Error> {
             format!("{path}: {} bytes are no BPF program", program.len()),
         ));
     }
-    Ok(Some(program))
+    Ok(Some(Seccomp { program, flags: 0 }))
 }
 
 fn read(path: &Path, max: u64, stage: &str) -> Result<Vec<u8>, Error> {

@@ -9,7 +9,7 @@ pub(super) fn settings(r: &Resources) -> Result<Vec<Setting>, Error> {
     r.memory.iter().for_each(|m| memory(m, &mut out));
     r.cpu.iter().for_each(|c| cpu(c, &mut out));
     if let Some(limit) = r.pids.as_ref().and_then(|p| p.limit) {
-        out.push(Setting::new("pids", "pids.max", super::v2::or_max(limit, 0)));
+        out.push(Setting::new("pids", "pids.max", super::v2::pids_max(limit)));
     }
     r.block_io.iter().for_each(|b| block_io(b, &mut out));
     for h in r.hugepage_limits.iter().flatten() {

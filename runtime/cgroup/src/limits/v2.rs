@@ -11,7 +11,7 @@ pub(super) fn settings(r: &Resources) -> Result<Vec<Setting>, Error> {
     }
     r.cpu.iter().for_each(|c| cpu(c, &mut out));
     if let Some(limit) = r.pids.as_ref().and_then(|p| p.limit) {
-        out.push(Setting::new("pids", "pids.max", or_max(limit, 0)));
+        out.push(Setting::new("pids", "pids.max", pids_max(limit)));
     }
     r.block_io.iter().for_each(|b| io(b, &mut out));
     for h in r.hugepage_limits.iter().flatten() {
@@ -39,13 +39,13 @@ pub(super) fn settings(r: &Resources) -> Result<Vec<Setting>, Error> {
     Ok(out)
 }
 
-/// v2 writes "no limit" as `max`; v1 and the specification write -1 (and for pids anything up to zero).
-pub(super) fn or_max(value: i64, unlimited_to: i64) -> String {
-    if value <= unlimited_to && (value < 0 || unlimited_to >= 0) {
-        "max".into()
-    } else {
-        value.to_string()
-    }
+/// v2 writes "no limit" as `max`; v1 and the specification write -1.
+fn or_max(value: i64) -> String {
+    if value < 0 { "max".into() } else { value.to_string() }
+}
+
+pub(super) fn pids_max(limit: i64) -> String {
+    or_max(if limit == 0 { 1 } else { limit })
 }
 
 fn memory(m: &Memory, out: &mut Vec<Setting>) -> Result<(), Error> {
@@ -53,10 +53,10 @@ fn memory(m: &Memory, out: &mut Vec<Setting>) -> Result<(), Error> {
         out.push(Setting::new("memory", "memory.swap.max", swap_only(swap, m.limit)?).or_ignore());
     }
     if let Some(limit) = m.limit.filter(|l| *l != 0) {
-        out.push(Setting::new("memory", "memory.max", or_max(limit, -1)));
+        out.push(Setting::new("memory", "memory.max", or_max(limit)));
     }
     if let Some(low) = m.reservation.filter(|l| *l != 0) {
-        out.push(Setting::new("memory", "memory.low", or_max(low, -1)));
+        out.push(Setting::new("memory", "memory.low", or_max(low)));
     }
     Ok(())
 }
@@ -160,7 +160,8 @@ mod tests {
             (r#"{"cpu":{"quota":-1,"period":50000}}"#, "cpu.max", "max 50000"),
             (r#"{"cpu":{"idle":1}}"#, "cpu.idle", "1"),
             (r#"{"cpu":{"burst":9}}"#, "cpu.max.burst", "9"),
-            (r#"{"pids":{"limit":0}}"#, "pids.max", "max"),
+            (r#"{"pids":{"limit":0}}"#, "pids.max", "1"),
+            (r#"{"pids":{"limit":-1}}"#, "pids.max", "max"),
             (r#"{"pids":{"limit":3}}"#, "pids.max", "3"),
             (r#"{"blockIO":{"weight":1000}}"#, "io.weight", "default 10000"),
             (r#"{"unified":{"memory.high":"1"}}"#, "memory.high", "1"),

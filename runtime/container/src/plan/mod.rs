@@ -16,7 +16,7 @@ use crate::spec::{self, Spec};
 pub use mounts::{From, Mount, Node, NodeKind};
 pub use namespaces::{Mappings, Namespace, Namespaces, TimeOffset};
 pub use process::{Process, Rlimit, plan_process};
-pub use schedule::{MemoryPolicy, Schedule, Scheduler};
+pub use schedule::{MemoryPolicy, Schedule, Scheduler, memory_policy};
 
 /// What the plan depends on besides the specification.
 #[derive(Debug, Clone, Default)]
@@ -102,8 +102,8 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
         mounts,
         devices: linux.devices.iter().flatten().map(mounts::device).collect::<Result<_, _>>()?,
         make_dev,
-        masked: linux.masked_paths.clone().unwrap_or_default(),
-        readonly: linux.readonly_paths.clone().unwrap_or_default(),
+        masked: once_each(linux.masked_paths.as_deref()),
+        readonly: once_each(linux.readonly_paths.as_deref()),
         sysctls: sysctls::sysctls(linux, &|ns| namespaces.has(ns))?,
         hostname: spec.hostname.clone().filter(|h| !h.is_empty()),
         domainname: spec.domainname.clone().filter(|h| !h.is_empty()),
@@ -115,6 +115,11 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
         hooks,
         namespaces,
     })
+}
+
+fn once_each(paths: Option<&[PathBuf]>) -> Vec<PathBuf> {
+    let mut seen = std::collections::HashSet::new();
+    paths.unwrap_or_default().iter().filter(|p| seen.insert(*p)).cloned().collect()
 }
 
 /// Known fields of the specification that this runtime does not serve yet are refused, never ignored.

@@ -1,6 +1,6 @@
 //! The mounts and device nodes of a container, decided.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::namespaces::Mappings;
 use crate::error::Error;
@@ -49,9 +49,11 @@ pub enum NodeKind {
 /// `own_users`: the container has a user namespace, whose ids a mount may take over.
 pub(super) fn mount(m: &spec::Mount, own_users: bool) -> Result<Mount, Error> {
     let stage = format!("mount {}", m.destination.display());
-    if !m.destination.is_absolute() {
-        return Err(Error::new(stage, "the destination is not an absolute path"));
+    if m.destination.as_os_str().is_empty() {
+        return Err(Error::new(stage, "no destination"));
     }
+    // A relative one is relative to the root, says the specification.
+    let destination = Path::new("/").join(&m.destination);
     let mut options = options::parse(m.options.as_deref().unwrap_or_default())?;
     let kind = m.kind.as_deref().unwrap_or("");
     let source = m.source.clone().unwrap_or_default();
@@ -88,7 +90,7 @@ pub(super) fn mount(m: &spec::Mount, own_users: bool) -> Result<Mount, Error> {
             ));
         }
     }
-    Ok(Mount { destination: m.destination.clone(), from, options, mappings })
+    Ok(Mount { destination, from, options, mappings })
 }
 
 pub(super) fn device(d: &spec::Device) -> Result<Node, Error> {

@@ -28,6 +28,8 @@ pub struct Process {
     /// Rows and columns.
     pub console_size: Option<(u16, u16)>,
     pub schedule: Schedule,
+    /// What is not granted as asked; the process runs all the same.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,13 +53,14 @@ pub fn plan_process(p: &spec::Process, facts: &Facts) -> Result<Process, Error> 
     if !p.cwd.starts_with('/') {
         return Err(Error::new("process.cwd", format!("{:?} is not an absolute path", p.cwd)));
     }
+    let mut warnings = Vec::new();
     let capabilities = match &p.capabilities {
-        Some(wanted) => capabilities::sets(wanted, facts.capabilities)?,
+        Some(wanted) => capabilities::sets(wanted, facts.capabilities, &mut warnings),
         None => Sets::default(),
     };
     Ok(Process {
         args,
-        env: c_strings("process.env", p.env.as_deref().unwrap_or_default())?,
+        env: c_strings("process.env", &last_of_each(p.env.as_deref().unwrap_or_default()))?,
         cwd: PathBuf::from(&p.cwd),
         uid: p.user.uid,
         gid: p.user.gid,
@@ -75,7 +78,20 @@ pub fn plan_process(p: &spec::Process, facts: &Facts) -> Result<Process, Error> 
             io_priority: p.io_priority.as_ref().map(schedule::io_priority).transpose()?,
             exec_cpus: schedule::exec_cpus(p.exec_cpu_affinity.as_ref())?,
         },
+        warnings,
     })
+}
+
+/// A variable that is set again has its later value only: programs disagree about which of two counts. An empty
+/// HOME is none.
+fn last_of_each(env: &[String]) -> Vec<String> {
+    let name = |entry: &'_ str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut seen = std::collections::HashSet::new();
+    let mut kept: Vec<String> =
+        env.iter().rev().filter(|e| seen.insert(name(e))).cloned().collect();
+    kept.retain(|e| e != "HOME=");
+    kept.reverse();
+    kept
 }
 
 fn rlimit(r: &spec::Rlimit) -> Result<Rlimit, Error> {

@@ -62,7 +62,6 @@ pub(super) fn scheduler(s: &spec::Scheduler) -> Result<Scheduler, Error> {
     let times = [s.runtime, s.deadline, s.period].map(Option::unwrap_or_default);
     let (nice, priority) = (s.nice.unwrap_or(0), s.priority.unwrap_or(0));
     let misplaced = [
-        ("nice", nice != 0 && ![0, 3].contains(&policy)),
         ("priority", priority != 0 && ![1, 2].contains(&policy)),
         ("runtime, deadline and period", times != [0; 3] && policy != 6),
     ];
@@ -100,7 +99,11 @@ pub(super) fn exec_cpus(
     Ok([read("initial", &a.initial)?, read("final", &a.last)?])
 }
 
-pub(super) fn memory_policy(p: &spec::MemoryPolicy) -> Result<MemoryPolicy, Error> {
+/// Reads `linux.memoryPolicy`.
+///
+/// # Errors
+/// A mode, flag or node that is none.
+pub fn memory_policy(p: &spec::MemoryPolicy) -> Result<MemoryPolicy, Error> {
     const FIELD: &str = "linux.memoryPolicy";
     const MODES: [(&str, i32); 7] = [
         ("MPOL_DEFAULT", 0),

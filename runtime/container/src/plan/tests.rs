@@ -146,10 +146,29 @@ fn mounts_are_told_apart_by_type_and_options() {
 }
 
 #[test]
-fn a_mount_without_type_or_absolute_destination_is_refused() {
+fn a_relative_destination_is_relative_to_the_root() {
+    let plan = with("", r#","mounts":[{"destination":"a/b","type":"tmpfs"}]"#).expect("plan");
+    assert_eq!(plan.mounts[0].destination, Path::new("/a/b"));
+}
+
+#[test]
+fn of_a_variable_that_is_set_twice_the_later_counts_and_an_empty_home_is_none() {
+    let p = process(r#"{"args":["x"],"cwd":"/","env":["A=1","HOME=","B=2","A=3"]}"#);
+    let env: Vec<_> = p.expect("process").env.iter().map(|e| e.to_owned()).collect();
+    assert_eq!(env, [c"B=2".to_owned(), c"A=3".to_owned()]);
+}
+
+#[test]
+fn a_path_that_is_masked_twice_is_masked_once() {
+    let plan = with(r#","maskedPaths":["/proc/kcore","/proc/keys","/proc/kcore"]"#, "");
+    assert_eq!(plan.expect("plan").masked, [Path::new("/proc/kcore"), Path::new("/proc/keys")]);
+}
+
+#[test]
+fn a_mount_without_type_or_destination_is_refused() {
     for bad in [
         r#"{"destination":"/a"}"#,
-        r#"{"destination":"a","type":"tmpfs"}"#,
+        r#"{"destination":"","type":"tmpfs"}"#,
         r#"{"destination":"/a","type":"bind"}"#,
     ] {
         assert!(with("", &format!(r#","mounts":[{bad}]"#)).is_err(), "{bad}");

@@ -239,8 +239,10 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// Loads a compiled seccomp program: an array of 8-byte `struct sock_filter`.
-pub fn load_seccomp(program: &[u8]) -> Result<(), Errno> {
+/// Loads a compiled seccomp program: an array of 8-byte `struct sock_filter`. Returns the listener when `flags` ask
+/// for one.
+pub fn load_seccomp(program: &[u8], flags: u32) -> Result<Option<OwnedFd>, Errno> {
+    const NEW_LISTENER: u32 = 1 << 3;
     let filters: Vec<libc::sock_filter> = program
         .chunks_exact(8)
         .map(|c| libc::sock_filter {
@@ -254,9 +256,11 @@ pub fn load_seccomp(program: &[u8]) -> Result<(), Errno> {
     let fprog = libc::sock_fprog { len, filter: filters.as_ptr().cast_mut() };
     // SAFETY: `fprog` describes `filters`, which outlives the call; the kernel only reads it.
     let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const fprog)
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const fprog)
     };
-    checked(result).map(|_| ())
+    let fd = checked(result)? as RawFd;
+    // SAFETY: with this flag the result is a fresh descriptor that nobody else owns; close-on-exec is the kernel's.
+    Ok((flags & NEW_LISTENER != 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// A session keyring of our own, so that keys of the caller cannot be reached.

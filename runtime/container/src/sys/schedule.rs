@@ -52,6 +52,15 @@ pub(crate) fn set_cpus(cpus: &[u32]) -> Result<(), Errno> {
     checked(result).map(|_| ())
 }
 
+/// Any CPU that the group allows, whatever the caller was bound to.
+pub(crate) fn set_all_cpus() -> Result<(), Errno> {
+    let mask = [u64::MAX; 128]; // 8192 CPUs, the most that Linux is built for
+    // SAFETY: the mask lives across the call and is as long as said; 0 is the calling thread.
+    let result =
+        unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&mask), mask.as_ptr()) };
+    checked(result).map(|_| ())
+}
+
 pub(crate) fn set_memory_policy(p: &MemoryPolicy) -> Result<(), Errno> {
     let mask = mask(&p.nodes);
     // The kernel looks at one bit less than it is told; no node at all is a null mask.

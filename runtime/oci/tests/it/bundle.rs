@@ -115,17 +115,23 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn receive_fd(stream: &std::os::unix::net::UnixStream) -> std::os::fd::OwnedFd {
+    receive_fd_and_text(stream).0
+}
+
+pub(crate) fn receive_fd_and_text(
+    stream: &std::os::unix::net::UnixStream,
+) -> (std::os::fd::OwnedFd, String) {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [0u8; 64];
+    let mut bytes = [0u8; 4096];
     let mut iov = [std::io::IoSliceMut::new(&mut bytes)];
-    recvmsg(stream, &mut iov, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("recvmsg");
+    let got = recvmsg(stream, &mut iov, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("recvmsg");
     let fd = ancillary.drain().find_map(|m| match m {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
     });
-    fd.expect("a descriptor")
+    (fd.expect("a descriptor"), text(&bytes[..got.bytes]))
 }
 
 /// A tmpfs of the host that goes with the value.

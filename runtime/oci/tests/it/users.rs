@@ -15,7 +15,9 @@ fn own_users(b: &Bundle) {
     own_tree(&b.dir.path().join("rootfs"));
     let ids = json!([{ "containerID": 0, "hostID": BASE, "size": 65_536 }]);
     b.change(|c| {
-        c["linux"]["namespaces"].as_array_mut().expect("list").push(json!({ "type": "user" }));
+        let list = c["linux"]["namespaces"].as_array_mut().expect("list");
+        list.retain(|n| n["type"] != "cgroup");
+        list.extend([json!({ "type": "user" }), json!({ "type": "cgroup" })]);
         c["linux"]["uidMappings"] = ids.clone();
         c["linux"]["gidMappings"] = ids;
         c["root"]["readonly"] = false.into();

@@ -206,6 +206,7 @@ impl Pod {
                     member.pid = pid;
                     member.start_ticks = start_ticks(pid);
                 }
+                Ok(Report::Listener(_)) => {} // no filter of ours is loaded with one
                 Ok(Report::Clamped(text)) => note(&format!("{}: {text}", member.id)),
                 Ok(Report::Failed(error)) => self.report_failed(key, error),
                 Ok(Report::Ready { terminal }) => self.report_ready(key, terminal),

@@ -120,7 +120,12 @@ impl Pod {
                     session.fail(&mut self.links, Kind::Failed, &e.stage, &e.message)
                 }
                 Ok(Report::Clamped(text)) => note(&text),
-                Ok(Report::Ready { .. } | Report::Planned { .. } | Report::External { .. }) => {}
+                Ok(
+                    Report::Ready { .. }
+                    | Report::Planned { .. }
+                    | Report::External { .. }
+                    | Report::Listener(_),
+                ) => {}
                 Err(_) | Ok(Report::Closed) => {
                     if let Some(report) = session.report.take() {
                         let _ = rustix::event::epoll::delete(&self.epoll, report.as_fd());

@@ -121,7 +121,7 @@ impl Pod {
                     }
                 }
                 Ok(Report::Clamped(text)) => note(&text),
-                Ok(Report::Planned { .. } | Report::External { .. }) => {}
+                Ok(Report::Planned { .. } | Report::External { .. } | Report::Listener(_)) => {}
                 Err(_) | Ok(Report::Closed) => return self.stream_begun(number),
             }
         }
