@@ -20,6 +20,7 @@ pub mod stamp;
 pub mod sys;
 pub mod users;
 
+mod aside;
 mod dev;
 mod gate;
 mod init;

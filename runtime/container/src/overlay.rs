@@ -1,21 +1,22 @@
 //! The root file system: an overlay (or a plain directory) as a detached mount, made with the host's credentials.
 
-use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
+use crate::aside;
 use crate::create::Layers;
 use crate::error::{At, Error};
 use crate::sources::map_ids;
 use crate::users::Users;
 
-const STAGE: &str = "mount the root file system";
+pub(crate) const STAGE: &str = "mount the root file system";
 
 /// An overlay of `layers`, attached nowhere yet. With a user namespace the lower layers are id-mapped by it (the
 /// overlay itself cannot be), so that an image is on disk once for all; what is written belongs to its ids on disk,
@@ -45,28 +46,47 @@ fn stack(layers: &Layers) -> Result<OwnedFd, Error> {
     if let ([only], None) = (layers.lowers.as_slice(), &layers.upper) {
         return plain(only);
     }
-    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(STAGE, "open an overlay")?;
+    // Kernels before 6.7 do not know `lowerdir+`; some refuse the word, some only the whole.
+    let made = match assemble(layers) {
+        Err(Refusal { errno: Errno::INVAL, .. }) => return aside::overlay(layers),
+        made => made,
+    };
+    made.map_err(|refusal| {
+        let missing = layers.paths().find(|p| !p.exists());
+        let hint =
+            missing.map_or_else(String::new, |p| format!(" ({} does not exist)", p.display()));
+        let words = crate::error::words(&refusal.errno.into());
+        Error::new(STAGE, format!("{}: {words}{hint}", refusal.what))
+    })
+}
+
+/// What the kernel did not take, and why.
+struct Refusal {
+    what: String,
+    errno: Errno,
+}
+
+fn assemble(layers: &Layers) -> Result<OwnedFd, Refusal> {
+    let refused = |what: &str| {
+        let what = what.to_owned();
+        move |errno| Refusal { what, errno }
+    };
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(refused("open an overlay"))?;
     let set = |key: &str, path: &Path| {
-        let value = CString::new(path.as_os_str().as_bytes())
-            .map_err(|_| Error::new(STAGE, format!("{key} {path:?} has a zero byte")))?;
-        fsconfig_set_string(&fs, key, &value).at(STAGE, format!("{key} {}", path.display()))
+        fsconfig_set_string(&fs, key, path.as_os_str().as_bytes())
+            .map_err(refused(&format!("{key} {}", path.display())))
     };
     layers.lowers.iter().try_for_each(|l| set("lowerdir+", l))?;
     if let Some(Upper { upper, work }) = &layers.upper {
         set("upperdir", upper)?;
         set("workdir", work)?;
         if layers.volatile {
-            fsconfig_set_flag(&fs, "volatile").at(STAGE, "volatile")?;
+            fsconfig_set_flag(&fs, "volatile").map_err(refused("volatile"))?;
         }
     }
-    fsconfig_create(&fs).map_err(|e| {
-        let missing = layers.paths().find(|p| !p.exists());
-        let hint =
-            missing.map_or_else(String::new, |p| format!(" ({} does not exist)", p.display()));
-        Error::new(STAGE, format!("create the overlay: {}{hint}", crate::error::words(&e.into())))
-    })?;
+    fsconfig_create(&fs).map_err(refused("create the overlay"))?;
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-        .at(STAGE, "mount the overlay")
+        .map_err(refused("mount the overlay"))
 }
 
 /// The writable part of an overlay.
@@ -104,4 +124,46 @@ pub(crate) fn tmpfs(
     }
     fsconfig_create(&fs).at(stage, "create a tmpfs")?;
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).at(stage, "mount a tmpfs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_and_old_kernels_ways_stack_the_layers_alike() {
+        if !rustix::process::geteuid().is_root() {
+            let why = "SKIPPED: needs root to mount";
+            assert!(std::env::var_os("E2E_REQUIRE_ROOT").is_none(), "{why}");
+            eprintln!("{why}");
+            return;
+        }
+        // An overlay cannot be an upper: the scratch directory may be on one, /dev/shm is a tmpfs.
+        let dir = tempfile::tempdir_in("/dev/shm").expect("tempdir");
+        let sub = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir(&path).expect("mkdir");
+            path
+        };
+        let lowers: Vec<_> = (0..100).map(|n| sub(&format!("a,name:of\\length {n}"))).collect();
+        for (n, lower) in lowers.iter().enumerate() {
+            std::fs::write(lower.join("who"), n.to_string()).expect("write");
+            std::fs::write(lower.join(format!("only-{n}")), "").expect("write");
+        }
+        let here =
+            || (std::env::current_dir().ok(), std::fs::read_link("/proc/thread-self/ns/mnt").ok());
+        let before = here();
+        for (n, way) in [stack, aside::overlay].into_iter().enumerate() {
+            let upper = Upper { upper: sub(&format!("upper{n}")), work: sub(&format!("work{n}")) };
+            let layers =
+                Layers { lowers: lowers.clone(), upper: Some(upper.clone()), volatile: false };
+            let tree = way(&layers).expect("an overlay");
+            let root = PathBuf::from(format!("/proc/self/fd/{}", tree.as_raw_fd()));
+            assert_eq!(std::fs::read_to_string(root.join("who")).expect("read"), "0");
+            assert!(root.join("only-0").exists() && root.join("only-99").exists());
+            std::fs::write(root.join("new"), "").expect("write");
+            assert!(upper.upper.join("new").exists());
+            assert_eq!(here(), before);
+        }
+    }
 }
