@@ -12,13 +12,13 @@ BIN := $(TARGET)/release
 FOR_BUILD := gcc libc6-dev libseccomp-dev
 FOR_RUN := busybox-static iproute2 nftables nginx-light
 FOR_TEST := $(FOR_RUN) containernetworking-plugins crun docker-registry golang-github-containers-common \
-	protobuf-compiler runc
+	protobuf-compiler qemu-system-x86 runc
 FOR_BENCH := $(FOR_TEST) containerd
 
 # E2e tests wait more than they compute.
 TEST_THREADS ?= $(shell echo $$(( 2 * $$(nproc) )))
 
-.PHONY: help build run test test-fast lint bench need-build need-run need-test need-bench
+.PHONY: help build run test test-vm test-fast lint bench need-build need-run need-test need-bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -43,6 +43,11 @@ test: need-test build ## everything but the vm ring; needs root and leaves nothi
 	cargo test --release --locked --workspace --no-run
 	@$(MAKE) --no-print-directory shim
 	@export E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim; $(call cargo_test,--workspace)
+
+test-vm: need-test build ## the e2e ring in a QEMU guest: systemd, pure cgroup v2, AppArmor, a Debian kernel
+	@if [ "$$(id -u)" != 0 ]; then echo "make test-vm: needs root to make the guest"; exit 1; fi
+	E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim \
+		cargo test --release --locked -p e2e --test it -- --ignored --nocapture vm::
 
 test-fast: ## the pure ring and the house rules: no root, no daemon
 	cargo test --locked -p e2e --test tidy

@@ -11,6 +11,8 @@ use tokio::net::UnixStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::wait::scaled;
+
 /// No call of a test may take longer; a stuck daemon must end the test, not the patience of CI.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -66,7 +68,7 @@ impl Cri {
 /// The connection alone, for requests that no typed client can make.
 pub fn channel(socket: &Path) -> Channel {
     let socket = socket.to_owned();
-    let endpoint = Endpoint::from_static("http://localhost").timeout(CALL_LIMIT);
+    let endpoint = Endpoint::from_static("http://localhost").timeout(scaled(CALL_LIMIT));
     endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| connect(socket.clone())))
 }
 

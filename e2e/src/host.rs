@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::slot::Slot;
+use crate::wait::scaled;
 
 /// The kernel takes namespaces and their links apart in the background.
 pub const SETTLE_LIMIT: Duration = Duration::from_secs(10);
@@ -56,7 +57,7 @@ impl Scope {
     /// Waits, within bounds, until everything is as it was `before`; panics with the difference.
     #[track_caller]
     pub fn assert_same(&self, before: &Snapshot, daemon: Option<i32>) {
-        let end = Instant::now() + SETTLE_LIMIT;
+        let end = Instant::now() + scaled(SETTLE_LIMIT);
         loop {
             let difference = before.difference(&self.snapshot(daemon));
             if difference.is_empty() {
@@ -73,7 +74,7 @@ impl Scope {
 
     /// Takes everything away, whatever a failed test left; the daemon is dead by now.
     pub fn sweep(&self) {
-        let end = Instant::now() + SETTLE_LIMIT;
+        let end = Instant::now() + scaled(SETTLE_LIMIT);
         while !self.pids(None).is_empty() && Instant::now() < end {
             for pid in self.pids(None) {
                 let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);

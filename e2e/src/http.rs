@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use crate::wait::scaled;
+
 /// Loopback answers at once or never.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -19,7 +21,7 @@ pub struct Response {
 /// `headers` are whole lines without their end. `path` includes the query.
 pub fn request(method: &str, host: &str, path: &str, headers: &[&str], body: &[u8]) -> Response {
     let mut stream = TcpStream::connect(host).unwrap_or_else(|it| panic!("connect {host}: {it}"));
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(scaled(PATIENCE))).unwrap();
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
     for line in headers {
         head += &format!("{line}\r\n");

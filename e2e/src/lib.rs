@@ -17,6 +17,7 @@ pub use spec::{ContainerSpec, PodSpec, container, pod};
 
 pub mod archive;
 pub mod client;
+pub mod guest;
 pub mod host;
 pub mod http;
 pub mod image;

@@ -25,7 +25,7 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// What `timeout` grants a verb of the command line.
-const VERB_SECONDS_MAX: &str = "60";
+const VERB_LIMIT: Duration = Duration::from_secs(60);
 
 /// How much of the daemon's log a failing test prints.
 const LOG_TAIL_BYTES: usize = 30_000;
@@ -194,7 +194,7 @@ impl Node {
         let mut daemon =
             self.command().stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let mut runtime = self.cri.runtime.clone();
-        let end = std::time::Instant::now() + START_LIMIT;
+        let end = std::time::Instant::now() + wait::scaled(START_LIMIT);
         while let Err(error) = runtime.version(cri::VersionRequest::default()).await {
             if let Some(status) = daemon.try_wait().unwrap() {
                 panic!("the daemon ended with {status} before it answered:\n{}", self.log());
@@ -230,7 +230,7 @@ impl Node {
     /// Runs a verb of the `lapstrake` command against this node.
     pub fn verb(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new("timeout");
-        command.arg(VERB_SECONDS_MAX).arg(binary("lapstrake"));
+        command.arg(wait::scaled(VERB_LIMIT).as_secs().to_string()).arg(binary("lapstrake"));
         command.args(arguments).args(["--endpoint", &self.endpoint()]);
         command.output().unwrap()
     }

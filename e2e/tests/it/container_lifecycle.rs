@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
+use e2e::wait::scaled;
 use e2e::{Container, Node, Pod, container, image, pod};
 use k8s_cri::v1 as cri;
 use k8s_cri::v1::ContainerState::{ContainerCreated, ContainerExited, ContainerRunning};
@@ -113,7 +114,7 @@ async fn stop_kills_when_the_grace_is_over() {
     let asked = Instant::now();
     container.stop(1).await;
     let took = asked.elapsed();
-    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(10), "{took:?}");
+    assert!(took >= Duration::from_secs(1) && took < scaled(Duration::from_secs(10)), "{took:?}");
     assert_eq!(container.status().await.exit_code, 137);
     node.finish().await;
 }
@@ -140,7 +141,7 @@ async fn a_shorter_stop_wins_over_the_one_under_way() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     container.stop(0).await;
     patient.await.unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < scaled(Duration::from_secs(20)), "{:?}", asked.elapsed());
     node.finish().await;
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::wait::scaled;
 use e2e::{Container, Node, container, image, pod};
 use tonic::Code;
 
@@ -53,7 +54,7 @@ async fn a_timeout_kills_the_command_and_all_it_started() {
     let answer =
         container.try_exec(&["sh", "-c", "sleep 7001 & setsid sleep 7002 & sleep 7003"], 1).await;
     refused(answer, Code::DeadlineExceeded, &["1 s"]);
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < scaled(Duration::from_secs(10)), "{:?}", asked.elapsed());
     let left = container.shell("ps -o args | grep -c '[s]leep 700' || true").await;
     assert_eq!(left, "0");
     assert_eq!(container.state().await, k8s_cri::v1::ContainerState::ContainerRunning);
@@ -76,7 +77,7 @@ async fn a_background_child_that_keeps_the_pipe_does_not_hold_the_answer_for_eve
     let asked = Instant::now();
     let done = container.try_exec(&["sh", "-c", "sleep 1000 & echo done"], 0).await.unwrap();
     assert_eq!((&*done.stdout, done.exit_code), (&b"done\n"[..], 0));
-    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < scaled(Duration::from_secs(20)), "{:?}", asked.elapsed());
     node.finish().await;
 }
 
@@ -139,7 +140,7 @@ async fn an_exec_ends_with_its_container() {
     })
     .await;
     container.stop(0).await;
-    let answer = tokio::time::timeout(Duration::from_secs(20), running).await;
+    let answer = tokio::time::timeout(scaled(Duration::from_secs(20)), running).await;
     if let Ok(done) = answer.expect("the exec answers").unwrap() {
         assert_eq!(done.exit_code, 137);
     }

@@ -1,0 +1,91 @@
+//! This suite inside a guest with what the build machine lacks: pure cgroup v2, systemd, AppArmor
+//! and a kernel of Debian's.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use e2e::guest::{Guest, Tests};
+
+/// A boot and three short tests take half a minute on an idle machine.
+const CORE_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+/// Every test, one after another, on an emulated processor.
+const SUITE_LIMIT: Duration = Duration::from_secs(60 * 60);
+
+/// What `make test` shows of it: a pod, its limits, an OOM kill.
+const CORE: &[&str] = &[
+    "isolation::limits_are_in_the_containers_cgroup",
+    "isolation::a_container_over_its_memory_is_oom_killed_and_says_so",
+];
+
+/// Crates whose tests meet the kernel.
+const KERNEL_RING: &[&str] =
+    &["cgroup", "container", "lapstrake-oci", "netplugin", "runtime", "seccomp"];
+
+#[test]
+fn the_core_holds_in_a_guest_with_pure_cgroup_v2() {
+    let mut arguments = vec!["--exact", "--test-threads=1"];
+    arguments.extend(CORE);
+    let output = passes_in_a_guest(&arguments, CORE_LIMIT);
+    if let Some(output) = output {
+        let counted = format!("test result: ok. {} passed", CORE.len());
+        assert!(output.contains(&counted), "all of them ran");
+    }
+}
+
+#[test]
+#[ignore = "takes long: `make test-vm` runs it"]
+fn the_suite_holds_in_a_guest() {
+    let filter = std::env::var("VM_FILTER").unwrap_or_default();
+    let mut arguments = vec!["--test-threads=2", "--skip=vm::"];
+    arguments.extend(filter.split_whitespace());
+    passes_in_a_guest(&arguments, SUITE_LIMIT);
+}
+
+#[test]
+#[ignore = "takes long: `make test-vm` runs it"]
+fn the_kernel_ring_holds_in_a_guest() {
+    let files = kernel_ring();
+    let arguments = &["--test-threads=2"][..];
+    let tests: Vec<_> = files.into_iter().map(|file| Tests { file, arguments }).collect();
+    all_pass(&tests, SUITE_LIMIT);
+}
+
+/// What the tests of this binary said, all of them being content; none where no guest can be had.
+fn passes_in_a_guest(arguments: &[&str], limit: Duration) -> Option<String> {
+    all_pass(&[Tests { file: std::env::current_exe().unwrap(), arguments }], limit)
+}
+
+fn all_pass(tests: &[Tests<'_>], limit: Duration) -> Option<String> {
+    let outcome = Guest::prepared()?.run(tests, limit);
+    assert_eq!(
+        outcome.exit,
+        Some(0),
+        "the tests in the guest: {}\nits console: {}",
+        outcome.output,
+        outcome.console
+    );
+    Some(outcome.output)
+}
+
+/// The test binaries of [`KERNEL_RING`], built as this one was.
+fn kernel_ring() -> Vec<PathBuf> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["test", "--no-run", "--locked", "--message-format=json"]);
+    cargo.args(KERNEL_RING.iter().map(|it| format!("--package={it}")));
+    if std::env::current_exe().unwrap().iter().any(|it| it == "release") {
+        cargo.arg("--release");
+    }
+    let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let messages = String::from_utf8(built.stdout).unwrap();
+    let files: Vec<_> = messages
+        .lines()
+        .filter_map(|it| serde_json::from_str::<serde_json::Value>(it).ok())
+        .filter(|it| it["profile"]["test"] == true)
+        .filter_map(|it| it["executable"].as_str().map(PathBuf::from))
+        .collect();
+    assert!(files.len() >= KERNEL_RING.len(), "{files:?}");
+    files
+}
