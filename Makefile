@@ -61,6 +61,7 @@ lint: ## format, clippy, and licences and spelling where the tools are installed
 
 bench: need-bench build ## side by side with what is installed of the peers
 	cargo run --release --locked -p e2e --bin bench
+	cargo test --release --locked -p netplugin --test kernel -- --ignored --nocapture --test-threads 1
 
 need-build: ; @$(call install_packages,$(FOR_BUILD))
 need-run: ; @$(call install_packages,$(FOR_BUILD) $(FOR_RUN))

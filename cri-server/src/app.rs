@@ -213,6 +213,7 @@ impl App {
             .with_context(|| format!("prepare the shim {}", shim.display()))?;
         let images = image::ImageService::open(image_config(&config)).await?;
         let network = Network::open(&config).context("open the pod network")?;
+        metrics.add(network.families())?;
         let seccomp = seccomp::Compiler::open(config.root.join("seccomp"))?;
         let recovered = recover::load(&config.state.join("pods"));
         let metrics_listener = tokio::net::TcpListener::bind(config.metrics_listen)
@@ -282,7 +283,7 @@ impl App {
 }
 
 /// An advisory lock on a directory, so that it has one daemon.
-fn lock(dir: &Path) -> anyhow::Result<std::fs::File> {
+pub(crate) fn lock(dir: &Path) -> anyhow::Result<std::fs::File> {
     let path = dir.join("lock");
     let file = std::fs::OpenOptions::new()
         .write(true)

@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
 use crate::error::Error;
+use crate::network::mode::Mode;
 
 /// Read when no `--config` is given and the file exists.
 pub(crate) const DEFAULT_FILE: &str = "/etc/lapstrake/config.toml";
@@ -43,6 +45,29 @@ pub(crate) struct Network {
     pub(crate) exclude: Vec<IpNetwork>,
     pub(crate) mtu: Option<u32>,
     pub(crate) masquerade: bool,
+    pub(crate) no_masquerade: Vec<IpNetwork>,
+    pub(crate) mode: Mode,
+    /// Whether forwarding chains of others that drop are opened for pods.
+    pub(crate) admit_forwarding: bool,
+    pub(crate) cni: Cni,
+}
+
+/// The cluster's own network plugins.
+#[derive(Debug, Clone)]
+pub(crate) struct Cni {
+    pub(crate) conf_dir: PathBuf,
+    pub(crate) bin_dirs: Vec<PathBuf>,
+    pub(crate) cache_dir: PathBuf,
+    pub(crate) netns_dir: PathBuf,
+    pub(crate) conf_template: Option<PathBuf>,
+    /// How many networks a pod is attached to, in the order of their files.
+    pub(crate) networks_max: usize,
+    /// For one operation of a whole chain of plugins.
+    pub(crate) limit: Duration,
+    /// How long a pod waits for a configuration.
+    pub(crate) wait: Duration,
+    /// Configuration directories of handlers that have one of their own.
+    pub(crate) handler_dirs: BTreeMap<String, PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -136,6 +161,16 @@ struct RawNetwork {
     exclude: Vec<String>,
     mtu: u32,
     masquerade: bool,
+    no_masquerade: Vec<String>,
+    admit_forwarding: bool,
+    cni_conf_dir: PathBuf,
+    cni_bin_dirs: Vec<PathBuf>,
+    cni_cache_dir: PathBuf,
+    cni_netns_dir: PathBuf,
+    cni_conf_template: PathBuf,
+    cni_networks_max: usize,
+    cni_timeout_seconds: u64,
+    cni_wait_seconds: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -152,6 +187,8 @@ struct RawRuntime {
 #[serde(deny_unknown_fields)]
 struct RawHandler {
     path: PathBuf,
+    #[serde(default)]
+    cni_conf_dir: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -190,7 +227,9 @@ impl Config {
         let raw: Raw = merged
             .try_into()
             .map_err(|error| ConfigError { mistakes: vec![format!("configuration: {error}")] })?;
-        resolve(raw, flags)
+        let config = resolve(raw, flags)?;
+        let mistakes = crate::network::mistakes(&config);
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigError { mistakes }) }
     }
 
     /// The shim's binary: the one that is configured, else the one beside our own.
@@ -333,16 +372,22 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
     }
     let metrics = raw.metrics.listen.parse::<SocketAddr>();
     check("metrics.listen", metrics.as_ref().map(|_| ()).map_err(ToString::to_string));
-    check(
-        "network.mode",
-        match raw.network.mode.as_str() {
-            "bridge" | "auto" => Ok(()),
-            "cni" => Err("mode \"cni\" is not served by this version; use \"bridge\"".into()),
-            other => Err(format!("{other:?} is none of bridge, cni, auto")),
-        },
-    );
+    let mode = raw.network.mode.parse::<Mode>();
+    check("network.mode", mode.as_ref().map(|_| ()).map_err(Clone::clone));
+    let mut cni = cni(&raw.network, &mut check);
     let ranges = parse_all::<IpNetwork>("network.ranges", &raw.network.ranges, &mut mistakes);
     let exclude = parse_all::<IpNetwork>("network.exclude", &raw.network.exclude, &mut mistakes);
+    let no_masquerade =
+        parse_all::<IpNetwork>("network.no_masquerade", &raw.network.no_masquerade, &mut mistakes);
+    let has_dir = |(name, handler): (&String, &RawHandler)| {
+        let dir = handler.cni_conf_dir.clone();
+        (!dir.as_os_str().is_empty()).then(|| (name.clone(), dir))
+    };
+    cni.handler_dirs = raw.runtime.handlers.iter().filter_map(has_dir).collect();
+    // A pod that names no handler has the default one.
+    if let Some(dir) = cni.handler_dirs.get(&raw.runtime.default_handler).cloned() {
+        cni.handler_dirs.insert(String::new(), dir);
+    }
     let handlers: BTreeMap<_, _> =
         raw.runtime.handlers.into_iter().map(|(name, handler)| (name, handler.path)).collect();
     if handlers.contains_key(BUILT_IN) {
@@ -363,7 +408,7 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
     if !mistakes.is_empty() {
         return Err(ConfigError { mistakes });
     }
-    let (Some(listen), Ok(metrics)) = (socket, metrics) else {
+    let (Some(listen), Ok(metrics), Ok(mode)) = (socket, metrics, mode) else {
         return Err(ConfigError { mistakes });
     };
     Ok(Config {
@@ -384,6 +429,10 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
             exclude,
             mtu: (raw.network.mtu != 0).then_some(raw.network.mtu),
             masquerade: raw.network.masquerade,
+            no_masquerade,
+            mode,
+            admit_forwarding: raw.network.admit_forwarding,
+            cni,
         },
         runtime: Runtime {
             default_handler: raw.runtime.default_handler,
@@ -396,6 +445,32 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
                 .or(Some(raw.runtime.shim).filter(|shim| !shim.as_os_str().is_empty())),
         },
     })
+}
+
+/// Directories must be absolute: plugins run elsewhere.
+fn cni(raw: &RawNetwork, check: &mut impl FnMut(&str, Result<(), String>)) -> Cni {
+    let dirs = [
+        ("network.cni_conf_dir", &raw.cni_conf_dir),
+        ("network.cni_cache_dir", &raw.cni_cache_dir),
+        ("network.cni_netns_dir", &raw.cni_netns_dir),
+    ];
+    let bin_dirs = raw.cni_bin_dirs.iter().map(|dir| ("network.cni_bin_dirs", dir));
+    for (key, dir) in dirs.into_iter().chain(bin_dirs) {
+        let absolute = dir.is_absolute().then_some(());
+        check(key, absolute.ok_or_else(|| format!("{} is not an absolute path", dir.display())));
+    }
+    let template = Some(raw.cni_conf_template.clone());
+    Cni {
+        conf_dir: raw.cni_conf_dir.clone(),
+        bin_dirs: raw.cni_bin_dirs.clone(),
+        cache_dir: raw.cni_cache_dir.clone(),
+        netns_dir: raw.cni_netns_dir.clone(),
+        conf_template: template.filter(|path| !path.as_os_str().is_empty()),
+        networks_max: raw.cni_networks_max.max(1),
+        limit: Duration::from_secs(raw.cni_timeout_seconds.max(1)),
+        wait: Duration::from_secs(raw.cni_wait_seconds),
+        handler_dirs: BTreeMap::new(),
+    }
 }
 
 fn parse_all<T>(key: &str, texts: &[String], mistakes: &mut Vec<String>) -> Vec<T>
@@ -448,6 +523,30 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(error.lines().count(), 4, "{error}");
+    }
+
+    #[test]
+    fn a_network_that_cannot_work_is_refused_before_it_is_made() {
+        let error = load(
+            "[network]\nranges = [\"10.0.0.0/16\", \"10.0.1.0/24\"]\nmtu = 10\n\
+             bridge = \"much-too-long-a-name\"\nexclude = [\"10.9.0.0/24\"]\n",
+        )
+        .unwrap_err();
+        for part in ["overlaps with", "mtu 10", "much-too-long-a-name", "is in no range"] {
+            assert!(error.contains(part), "{part} is not in {error}");
+        }
+    }
+
+    #[test]
+    fn a_handler_may_have_a_network_of_its_own() {
+        let config = load(
+            "[runtime]\ndefault_handler = \"runc\"\n[runtime.handlers.runc]\n\
+             path = \"/usr/sbin/runc\"\ncni_conf_dir = \"/etc/cni/other.d\"\n",
+        )
+        .unwrap();
+        let dirs = &config.network.cni.handler_dirs;
+        assert_eq!(dirs.get("runc"), Some(&"/etc/cni/other.d".into()));
+        assert_eq!(dirs.get(""), Some(&"/etc/cni/other.d".into()), "of pods that name no handler");
     }
 
     #[test]

@@ -26,6 +26,11 @@ pub(crate) enum Error {
     ExecTimeout { id: String, seconds: u64 },
     #[error("network of pod {pod}: {source}")]
     Network { pod: String, source: netplugin::Error },
+    #[error("network of pod {pod}: {source}")]
+    Cni { pod: String, source: Box<cni::Error> },
+    /// The cluster has not said yet what its network is.
+    #[error("network of pod {pod}: {reason}")]
+    NoNetwork { pod: String, reason: String },
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
     #[error(transparent)]

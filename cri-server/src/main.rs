@@ -12,6 +12,7 @@ mod id;
 mod locks;
 mod metrics;
 mod network;
+mod quantity;
 mod sandbox;
 mod shims;
 mod store;
@@ -38,6 +39,9 @@ enum Verb {
     Config(ConfigVerb),
     /// Say what this kernel and node can and cannot do, and the fix; exit code 1 if pods cannot run.
     Doctor(config::Flags),
+    /// What to do about this node's pod network while no daemon runs.
+    #[command(subcommand)]
+    Network(NetworkVerb),
     #[command(flatten)]
     Client(cli::Command),
 }
@@ -48,6 +52,12 @@ enum ConfigVerb {
     Default,
     /// Say what is wrong with a configuration; exit code 64 if anything is.
     Check(config::Flags),
+}
+
+#[derive(Debug, Subcommand)]
+enum NetworkVerb {
+    /// Remove bridge, links, firewall table and leases, and leave the networks of plugins.
+    Reset(config::Flags),
 }
 
 /// Wrong usage or configuration (`EX_USAGE` of sysexits.h).
@@ -79,6 +89,10 @@ fn main() -> ExitCode {
             Ok(config) => doctor::doctor(&config),
             Err(error) => fail(EX_USAGE, &error.to_string()),
         },
+        Verb::Network(NetworkVerb::Reset(flags)) => match config::Config::load(&flags) {
+            Ok(config) => reset_network(&config),
+            Err(error) => fail(EX_USAGE, &error.to_string()),
+        },
         Verb::Client(command) => client(command),
     }
 }
@@ -101,6 +115,18 @@ fn serve(config: config::Config) -> ExitCode {
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &format!("lapstrake serve: {error:#}")),
+    }
+}
+
+fn reset_network(config: &config::Config) -> ExitCode {
+    let done =
+        runtime_threads().and_then(|threads| threads.block_on(network::reset::reset(config)));
+    match done {
+        Ok(lines) => {
+            let written = writeln!(std::io::stdout(), "{}", lines.join("\n"));
+            if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => fail(1, &format!("lapstrake network reset: {error:#}")),
     }
 }
 

@@ -66,6 +66,14 @@ impl Metrics {
         Ok(metrics)
     }
 
+    /// Families that somebody else counts.
+    pub(crate) fn add(
+        &self,
+        families: impl IntoIterator<Item = Box<dyn prometheus::core::Collector>>,
+    ) -> prometheus::Result<()> {
+        families.into_iter().try_for_each(|family| self.registry.register(family))
+    }
+
     pub(crate) fn begin(&self, method: &'static str) {
         self.in_flight.with_label_values(&[method]).inc();
     }

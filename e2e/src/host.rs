@@ -24,6 +24,8 @@ pub struct Scope {
     pub dirs: [PathBuf; 2],
     pub cgroup: String,
     pub bridge: String,
+    /// The named network namespace that is the node's host, if it is not the machine's own.
+    pub netns: Option<String>,
 }
 
 /// Things by kind; what there may be several of carries a count.
@@ -31,11 +33,24 @@ pub struct Scope {
 pub struct Snapshot(BTreeMap<&'static str, BTreeSet<String>>);
 
 impl Scope {
-    pub fn of(slot: &Slot) -> Self {
+    pub fn of(slot: &Slot, netns: Option<String>) -> Self {
         Self {
             dirs: [slot.run_dir(), slot.var_dir()],
             cgroup: slot.cgroup(),
             bridge: slot.bridge(),
+            netns,
+        }
+    }
+
+    /// A program that sees the network of the node's host, and all else of this machine's.
+    pub fn command(&self, program: &Path) -> Command {
+        match &self.netns {
+            None => Command::new(program),
+            Some(name) => {
+                let mut command = Command::new("/usr/bin/nsenter");
+                command.arg(format!("--net=/run/netns/{name}")).arg(program);
+                command
+            }
         }
     }
 
@@ -84,18 +99,28 @@ impl Scope {
         for mount in self.mounts() {
             run("umount", &["-l", &mount]);
         }
-        for link in self.links().iter().filter(|it| **it != self.bridge) {
-            run("ip", &["link", "delete", link]);
-        }
-        run("ip", &["link", "delete", &self.bridge]);
-        for table in self.nft_tables() {
-            run("nft", &["delete", "table", &table.0, &table.1]);
-        }
+        self.sweep_network();
         for cgroup in self.cgroups().iter().rev() {
             let _ = fs::remove_dir(cgroup);
         }
         for dir in &self.dirs {
             let _ = fs::remove_dir_all(dir);
+        }
+    }
+
+    fn sweep_network(&self) {
+        // A host that is gone took all of it along.
+        let gone = |name: &String| !Path::new("/run/netns").join(name).exists();
+        if self.netns.as_ref().is_some_and(gone) {
+            return;
+        }
+        for link in self.links().iter().filter(|it| **it != self.bridge) {
+            let _ = self.command(Path::new("ip")).args(["link", "delete", link]).output();
+        }
+        let _ = self.command(Path::new("ip")).args(["link", "delete", &self.bridge]).output();
+        for table in self.nft_tables() {
+            let mut delete = self.command(Path::new("nft"));
+            let _ = delete.args(["delete", "table", &table.0, &table.1]).output();
         }
     }
 
@@ -159,7 +184,7 @@ impl Scope {
 
     /// The bridge, and what hangs on it.
     fn links(&self) -> BTreeSet<String> {
-        let links = json(Command::new("ip").args(["-j", "link", "show"]));
+        let links = json(self.command(Path::new("ip")).args(["-j", "link", "show"]));
         links
             .as_array()
             .unwrap()
@@ -183,7 +208,7 @@ impl Scope {
     }
 
     fn nft_objects(&self) -> Vec<Value> {
-        let ruleset = json(Command::new("nft").args(["-j", "list", "ruleset"]));
+        let ruleset = json(self.command(Path::new("nft")).args(["-j", "list", "ruleset"]));
         let mine = |object: &&Value| {
             let body = object.as_object().and_then(|it| it.values().next());
             let table = body.and_then(|it| it.get("table").or_else(|| it.get("name")));
@@ -200,6 +225,8 @@ impl Scope {
         walk(&self.dirs[0].join("state"), false, &mut found);
         walk(&self.dirs[1].join("root/containers"), false, &mut found);
         walk(&self.dirs[1].join("root/network"), false, &mut found);
+        walk(&self.dirs[1].join("root/cni"), false, &mut found);
+        walk(&self.dirs[0].join("plugins"), false, &mut found);
         found.iter().map(|it| it.display().to_string()).collect()
     }
 }

@@ -14,6 +14,7 @@ pub use node::{Node, Options};
 pub use pod::{Container, Pod};
 pub use registry::{Registry, RegistryAuth};
 pub use spec::{ContainerSpec, PodSpec, container, pod};
+pub use wire::Host;
 
 pub mod archive;
 pub mod client;
@@ -29,3 +30,4 @@ pub mod registry;
 pub mod slot;
 pub mod spec;
 pub mod wait;
+pub mod wire;

@@ -1,7 +1,9 @@
 //! One node: a daemon of its own with its own directories, bridge and cgroup, and the oracle that
 //! compares what it leaves.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -24,6 +26,9 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// SIGTERM must not wait for containers.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
+/// Where plugins find `iptables`.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// What `timeout` grants a verb of the command line.
 const VERB_LIMIT: Duration = Duration::from_secs(60);
 
@@ -41,6 +46,14 @@ pub struct Options {
     pub root_size: Option<String>,
     /// Appended to the configuration.
     pub config: String,
+    /// `bridge` when empty.
+    pub network_mode: &'static str,
+    /// Appended to the section `[network]`.
+    pub network: String,
+    /// Network configurations that are there before the daemon, by file name; see [`Node::add_conf`].
+    pub conf: Vec<(&'static str, String)>,
+    /// A named network namespace for the daemon to live in instead of the host's.
+    pub netns: Option<String>,
 }
 
 /// A running daemon and all it needs. Dropped, it takes everything with it; [`Node::finish`]
@@ -65,7 +78,13 @@ impl Node {
     }
 
     pub async fn start_with(options: Options) -> Self {
+        Self::prepared(options, |_| ()).await
+    }
+
+    /// The same, with something put in place before the first pod.
+    pub async fn prepared(options: Options, prepare: impl FnOnce(&Self)) -> Self {
         let mut node = Self::cold(options).await;
+        prepare(&node);
         node.warm_up().await;
         node.before = node.scope.snapshot(node.pid());
         node
@@ -83,7 +102,7 @@ impl Node {
     /// A node that has done nothing yet.
     pub async fn cold(options: Options) -> Self {
         let slot = Slot::take();
-        let scope = Scope::of(&slot);
+        let scope = Scope::of(&slot, options.netns.clone());
         scope.sweep();
         let mut node = Self {
             cri: Cri::new(&slot.run_dir().join("state/lapstrake.sock")),
@@ -211,20 +230,25 @@ impl Node {
 
     /// The command line of the daemon; a second one with the same is refused by it.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(binary("lapstrake"));
+        let mut command = self.scope.command(&binary("lapstrake"));
+        // Only plugins start programs: nothing but the kernel is needed at run time.
+        let path = if self.options.network_mode.is_empty() { "/nonexistent" } else { PATH };
         command
             .arg("serve")
-            .arg("--config")
-            .arg(self.slot.run_dir().join("config.toml"))
-            .arg("--root")
-            .arg(self.root_dir())
-            .arg("--state")
-            .arg(self.state_dir())
+            .args(self.flags())
             .args(["--listen", &self.endpoint()])
             .args(["--metrics-listen", "127.0.0.1:0"])
-            .env("PATH", "/nonexistent") // nothing but the kernel is needed at run time
+            .env("PATH", path)
             .stdin(Stdio::null());
         command
+    }
+
+    /// The flags that say which node it is.
+    pub fn flags(&self) -> Vec<OsString> {
+        let config = self.slot.run_dir().join("config.toml");
+        let pairs =
+            [("--config", config), ("--root", self.root_dir()), ("--state", self.state_dir())];
+        pairs.into_iter().flat_map(|(flag, path)| [flag.into(), path.into()]).collect()
     }
 
     /// Runs a verb of the `lapstrake` command against this node.
@@ -281,13 +305,57 @@ impl Node {
         self.slot.var_dir().join("daemon.log")
     }
 
+    /// What plugins have: `conf.d`, `bin` (before Debian's), `cache`, `netns`, `ipam`.
+    pub fn plugins_dir(&self) -> PathBuf {
+        self.slot.run_dir().join("plugins")
+    }
+
+    /// Puts a network configuration where the daemon looks, in one step. `{dir}` in it is
+    /// [`Node::plugins_dir`], `{bridge}` the node's bridge, `{net}` the begin of its addresses.
+    pub fn add_conf(&self, name: &str, text: &str) {
+        let text = text
+            .replace("{dir}", &self.plugins_dir().display().to_string())
+            .replace("{bridge}", &self.slot.bridge())
+            .replace("{net}", &self.slot.network());
+        let dir = self.plugins_dir().join("conf.d");
+        fs::write(dir.join("new"), text).unwrap();
+        fs::rename(dir.join("new"), dir.join(name)).unwrap();
+    }
+
+    /// Puts a plugin before Debian's of the same name: a shell script.
+    pub fn add_plugin(&self, name: &str, script: &str) {
+        let dir = self.plugins_dir().join("bin");
+        fs::write(dir.join("new"), format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(dir.join("new"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(dir.join("new"), dir.join(name)).unwrap();
+    }
+
+    /// A line of the metrics endpoint, by the beginning of it.
+    pub fn metric(&self, name: &str) -> Option<String> {
+        let pid = self.pid().expect("the daemon runs");
+        let ask = |port: u16| {
+            let url = format!("http://127.0.0.1:{port}/metrics");
+            let mut fetch = self.scope.command(Path::new("busybox"));
+            String::from_utf8(fetch.args(["wget", "-qO-", &url]).output().unwrap().stdout).unwrap()
+        };
+        let ports = crate::host::listening_ports(pid).into_iter();
+        let text = ports.map(ask).find(|text| !text.is_empty()).expect("a page of metrics");
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        line.rsplit(' ').next().map(str::to_owned)
+    }
+
     fn certs_d(&self) -> PathBuf {
         self.slot.run_dir().join("certs.d")
     }
 
     fn lay_out(&self) {
-        for dir in [self.state_dir(), self.root_dir(), self.certs_d()] {
+        let plugins = self.plugins_dir();
+        let of_plugins = ["conf.d", "bin", "cache/results", "netns"].map(|name| plugins.join(name));
+        for dir in [self.state_dir(), self.root_dir(), self.certs_d()].iter().chain(&of_plugins) {
             fs::create_dir_all(dir).unwrap();
+        }
+        for (name, text) in &self.options.conf {
+            self.add_conf(name, text);
         }
         if let Some(size) = &self.options.root_size {
             let mounted = Command::new("mount")
@@ -306,9 +374,17 @@ impl Node {
         let prefix = if self.options.range_prefix == 0 { 24 } else { self.options.range_prefix };
         format!(
             "[images]\ncerts_d = [\"{certs_d}\"]\n\n\
-             [network]\nmode = \"bridge\"\nbridge = \"{bridge}\"\nranges = [\"{network}.0/{prefix}\"]\n\n\
+             [network]\nmode = \"{mode}\"\nbridge = \"{bridge}\"\nranges = [\"{network}.0/{prefix}\"]\n\
+             cni_conf_dir = \"{plugins}/conf.d\"\ncni_bin_dirs = [\"{plugins}/bin\", \"/usr/lib/cni\"]\n\
+             cni_cache_dir = \"{plugins}/cache\"\ncni_netns_dir = \"{plugins}/netns\"\n{more}\n\
              [runtime]\ncgroup_parent = \"{cgroup}\"\nshim_cgroup = \"{cgroup}/shims\"\n{extra}",
             certs_d = self.certs_d().display(),
+            mode = match self.options.network_mode {
+                "" => "bridge",
+                mode => mode,
+            },
+            plugins = self.plugins_dir().display(),
+            more = self.options.network,
             bridge = self.slot.bridge(),
             network = self.slot.network(),
             cgroup = self.slot.cgroup(),

@@ -11,7 +11,7 @@ use e2e::slot::Slot;
 #[test]
 fn everything_left_behind_is_noticed_and_swept() {
     let slot = Slot::take();
-    let scope = Scope::of(&slot);
+    let scope = Scope::of(&slot, None);
     scope.sweep();
     let daemon = i32::try_from(std::process::id()).unwrap();
     let before = scope.snapshot(Some(daemon));

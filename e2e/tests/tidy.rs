@@ -9,10 +9,11 @@ use std::process::Command;
 
 /// Our crates and which of ours each may depend on.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("lapstrake", &["image", "netplugin", "proto", "runtime", "seccomp"]),
+    ("lapstrake", &["cni", "image", "netplugin", "proto", "runtime", "seccomp"]),
     ("image", &[]),
     ("proto", &[]),
     ("netplugin", &[]),
+    ("cni", &[]),
     ("runtime", &["cgroup", "protocol"]),
     ("protocol", &[]),
     ("cgroup", &[]),

@@ -18,6 +18,7 @@ use crate::netns::{self, Netns, Sysctl};
 use crate::network::{AttachRequest, Attachment, Host, LinkOptions, Network, State, check_request};
 use crate::nft::{Pod, Settings};
 use crate::plan;
+use crate::ports::PortMapping;
 
 /// Name of the link in the pod, as everything in Kubernetes expects it.
 const POD_LINK: &str = "eth0";
@@ -87,6 +88,11 @@ impl Network {
             }
         }
         let (addresses, gateways) = choose(state)?;
+        let unserved = |port: &&PortMapping| !addresses.iter().any(|own| port.serves(own.ip()));
+        if let Some(port) = ports.iter().find(unserved) {
+            let reason = "the pod has no address of its family".to_owned();
+            return Err(Error::Port { port: port.to_string(), reason });
+        }
         state.leases.add(NewLease {
             sandbox_id: id.clone(),
             owner: request.owner.clone(),
@@ -237,15 +243,21 @@ impl Network {
 
     /// Puts the table there as the leases say, in one transaction.
     pub(crate) fn rebuild_table(&self, state: &mut State) -> Result<(), Error> {
-        let local = local(state);
+        let local = self.local(state);
         let pods: Vec<Pod<'_>> = state.leases.iter().map(pod).collect();
         state.nft.rebuild(&self.settings(&local), &pods)
     }
 
     /// Whether the table stands and was made for these settings.
     pub(crate) fn table_is_current(&self, state: &mut State) -> Result<bool, Error> {
-        let local = local(state);
+        let local = self.local(state);
         state.nft.is_current(&self.settings(&local))
+    }
+
+    /// Destinations that see the pods' own addresses.
+    fn local(&self, state: &State) -> Vec<IpNetwork> {
+        let ranges = state.ranges.iter().map(Range::network);
+        ranges.chain(self.config.no_masquerade.iter().copied()).collect()
     }
 
     fn settings<'a>(&'a self, local: &'a [IpNetwork]) -> Settings<'a> {
@@ -314,11 +326,6 @@ impl Network {
 /// A lease as the table knows it.
 pub(crate) fn pod(lease: &Lease) -> Pod<'_> {
     Pod { addresses: &lease.addresses, ports: &lease.ports }
-}
-
-/// Destinations that see the pods' own addresses.
-fn local(state: &State) -> Vec<IpNetwork> {
-    state.ranges.iter().map(Range::network).collect()
 }
 
 fn pod_link(options: &LinkOptions) -> &str {

@@ -30,6 +30,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Whether traffic of pods to anywhere outside the ranges gets the address of the node.
     pub masquerade: bool,
+    /// Destinations that see the pods' own addresses, besides the ranges: the rest of the cluster.
+    pub no_masquerade: Vec<IpNetwork>,
     /// Name of the nftables table (family inet); must not be shared between daemons.
     pub table: String,
     /// Directory of the lease files; must not be shared between daemons.
@@ -37,6 +39,15 @@ pub struct Config {
 }
 
 impl Config {
+    /// Tells everything that is wrong with it, one sentence each.
+    pub fn mistakes(&self) -> Vec<String> {
+        match self.parse() {
+            Err(Error::Config(mistakes)) => mistakes,
+            Err(error) => vec![error.to_string()],
+            Ok(_) => Vec::new(),
+        }
+    }
+
     /// Checks everything and gives the ranges in the form the address allocation works on.
     pub(crate) fn parse(&self) -> Result<Vec<Range>, Error> {
         let mut mistakes = Vec::new();
@@ -61,6 +72,11 @@ impl Config {
                 "lease directory {}: expected an absolute path",
                 self.leases_dir.display()
             ));
+        }
+        for network in &self.no_masquerade {
+            if network.ip() != network.network() {
+                mistakes.push(format!("no_masquerade {network}: has bits behind its prefix"));
+            }
         }
         let ranges = match ipam::parse_ranges(&self.ranges, &self.exclude) {
             Ok(ranges) => ranges,
@@ -97,6 +113,7 @@ mod tests {
             exclude: vec![],
             mtu: None,
             masquerade: true,
+            no_masquerade: vec![],
             table: "lapstrake".into(),
             leases_dir: "/var/lib/lapstrake/network".into(),
         }

@@ -1,7 +1,7 @@
 //! The network of one daemon: the interface of this crate and the state behind it.
 
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ipnetwork::IpNetwork;
@@ -193,9 +193,22 @@ impl Network {
         state.leases.get(sandbox_id).map(|lease| lease.addresses.clone()).unwrap_or_default()
     }
 
-    /// A new network namespace that has nothing but its loopback link, up.
-    pub fn loopback_only() -> Result<OwnedFd, Error> {
-        let mut netns = netns::create(&[])?;
+    /// Every sandbox that holds addresses.
+    pub fn sandboxes(&self) -> Vec<String> {
+        self.lock().leases.iter().map(|lease| lease.sandbox_id.clone()).collect()
+    }
+
+    /// The pod CIDR the kubelet sent, also before the last start; empty if it never did.
+    pub fn pod_cidr(&self) -> Vec<IpNetwork> {
+        self.lock().leases.pod_cidr().to_vec()
+    }
+
+    /// A new network namespace, or this one, that has nothing but its loopback link, up.
+    pub fn loopback_only(netns: Option<OwnedFd>) -> Result<OwnedFd, Error> {
+        let mut netns = match netns {
+            None => netns::create(&[])?,
+            Some(fd) => netns::enter(fd.as_fd())?,
+        };
         netns.route.batch(&[link::set_up(link::LOOPBACK, "lo")])?;
         Ok(netns.fd)
     }

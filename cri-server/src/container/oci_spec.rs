@@ -359,6 +359,7 @@ mod tests {
                 log_directory: None,
                 dns: None,
                 port_mappings: vec![],
+                bandwidth: pod::Bandwidth::default(),
                 labels: [].into(),
                 annotations: [].into(),
                 runtime_handler: String::new(),

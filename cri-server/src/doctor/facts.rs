@@ -8,6 +8,7 @@ use rustix::fs::statfs;
 use rustix::mount::{FsOpenFlags, fsopen};
 
 use crate::config::Config;
+use crate::network::mode::Mode;
 
 /// Facts about one node; `None` where the node would not tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,9 @@ pub(super) struct Facts {
     pub(super) ip_forward: Option<String>,
     pub(super) ip_forward_writable: bool,
     pub(super) ipv6: bool,
+    pub(super) network_mode: Mode,
+    /// The networks of the plugins' configuration, or why there are none.
+    pub(super) plugins: Result<Vec<String>, String>,
     pub(super) apparmor: bool,
     pub(super) apparmor_parser: bool,
     pub(super) selinux: bool,
@@ -87,6 +91,8 @@ pub(super) fn read(config: &Config) -> Facts {
         )
         .is_ok(),
         ipv6: Path::new("/proc/sys/net/ipv6").exists(),
+        network_mode: config.network.mode,
+        plugins: plugins(config),
         apparmor: text("/sys/module/apparmor/parameters/enabled").as_deref() == Some("Y"),
         apparmor_parser: ["/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"]
             .iter()
@@ -103,6 +109,16 @@ pub(super) fn read(config: &Config) -> Facts {
             .filter(|(_, path)| !path.exists())
             .map(|(name, path)| (name.clone(), path.clone()))
             .collect(),
+    }
+}
+
+fn plugins(config: &Config) -> Result<Vec<String>, String> {
+    let cni = &config.network.cni;
+    let networks = cni::load(&cni.conf_dir, cni.networks_max).map_err(|error| error.to_string())?;
+    let is_there = |kind: &str| cni.bin_dirs.iter().any(|dir| dir.join(kind).is_file());
+    match networks.iter().flat_map(cni::Network::types).find(|kind| !is_there(kind)) {
+        Some(kind) => Err(format!("plugin {kind} is in none of {:?}", cni.bin_dirs)),
+        None => Ok(networks.iter().map(|network| network.name().to_owned()).collect()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the facts mean for pods. Pure: facts in, one finding for each thing looked at out.
 
 use super::facts::{Cgroups, Directory, Facts};
+use crate::network::mode::Mode;
 
 /// Linux before this lacks what we build on without a fallback: the mount API with attributes,
 /// clone3 into a cgroup and pidfds that can be waited for.
@@ -97,6 +98,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
         user_namespaces(facts),
         seccomp(facts),
         network(facts),
+        plugins(facts),
         ipv6(facts),
         apparmor(facts),
         selinux(facts),
@@ -246,6 +248,24 @@ fn network(facts: &Facts) -> Finding {
             "pod network",
             "forwarding is off and /proc/sys/net is read-only".to_owned(),
             "sysctl -w net.ipv4.ip_forward=1",
+        ),
+    }
+}
+
+/// Without a configuration `auto` is the built-in network, which needs no plugin.
+fn plugins(facts: &Facts) -> Finding {
+    match (facts.network_mode, &facts.plugins) {
+        (Mode::Bridge, _) => {
+            Finding::fine("plugins", "not used: network.mode is bridge".to_owned())
+        }
+        (_, Ok(networks)) => Finding::fine("plugins", format!("network {}", networks.join(", "))),
+        (Mode::Auto, Err(reason)) => {
+            Finding::fine("plugins", format!("none, so the network is built in ({reason})"))
+        }
+        (Mode::Cni, Err(reason)) => Finding::lacking(
+            "plugins",
+            format!("{reason}; until then only pods on the node's network run"),
+            "install a network add-on, or set network.mode = \"bridge\"",
         ),
     }
 }

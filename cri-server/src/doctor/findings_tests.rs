@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::doctor::facts::{Cgroups, Directory};
+use crate::network::mode::Mode;
 
 fn healthy() -> Facts {
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
@@ -25,6 +26,8 @@ fn healthy() -> Facts {
         ip_forward: Some("1".to_owned()),
         ip_forward_writable: true,
         ipv6: true,
+        network_mode: Mode::Cni,
+        plugins: Ok(vec!["cluster".to_owned()]),
         apparmor: true,
         apparmor_parser: true,
         selinux: false,
@@ -65,6 +68,7 @@ fn what_keeps_pods_from_running_is_broken() {
     check(|it| it.capabilities = Some(!(1 << 21)), "user", Broken, "CAP_SYS_ADMIN");
     check(|it| it.cgroups.unified = None, "cgroups", Broken, "none are mounted");
     check(|it| it.overlay = Err("no such device".into()), "overlayfs", Broken, "no such device");
+    check(|it| it.plugins = Err("no conf".into()), "plugins", Verdict::Lacking, "no conf");
     check(|it| it.nf_tables = false, "pod network", Broken, "nf_tables");
     check(|it| it.root_dir.file_system = Some(NFS), "root directory", Broken, "NFS");
     check(|it| it.root_dir.file_system = Some(OVERLAYFS), "root directory", Broken, "overlay");

@@ -440,6 +440,8 @@ impl Service {
             "stateDir": self.ctx.config.state,
             "bridge": self.ctx.config.network.bridge,
             "defaultHandler": runtime.default_handler,
+            "networkMode": self.ctx.config.network.mode.to_string(),
+            "networkDebts": self.ctx.network.owed(),
         });
         cri::StatusResponse {
             status: Some(cri::RuntimeStatus {

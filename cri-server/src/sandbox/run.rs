@@ -156,7 +156,7 @@ async fn network(
     match sandbox.spec.network {
         NamespaceMode::Node => Ok((None, Vec::new())),
         _ => {
-            let attachment = ctx.network.attach(&sandbox.id, &sandbox.spec).await?;
+            let attachment = ctx.network.attach(sandbox, None).await?;
             Ok((Some(attachment.netns), attachment.addresses))
         }
     }

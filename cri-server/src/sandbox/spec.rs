@@ -19,6 +19,8 @@ pub(crate) struct Spec {
     /// `None` means a copy of the host's resolv.conf.
     pub(crate) dns: Option<Dns>,
     pub(crate) port_mappings: Vec<PortMapping>,
+    #[serde(default)]
+    pub(crate) bandwidth: Bandwidth,
     pub(crate) labels: StringMap,
     pub(crate) annotations: StringMap,
     /// The name of a configured runtime handler; empty means the default one.
@@ -67,6 +69,13 @@ pub(crate) struct PortMapping {
     pub(crate) container_port: u16,
     pub(crate) host_port: u16,
     pub(crate) host_ip: Option<IpAddr>,
+}
+
+/// How fast the pod may receive and send, in bits per second; `None` is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bandwidth {
+    pub(crate) ingress: Option<u64>,
+    pub(crate) egress: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

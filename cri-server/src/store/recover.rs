@@ -141,8 +141,8 @@ async fn finish_later(ctx: Arc<Ctx>) {
 async fn collect(ctx: &Arc<Ctx>) {
     let pods = subdirectories(&ctx.config.state.join("pods"));
     match ctx.network.collect(pods.iter().map(|pod| name(pod)).collect()).await {
-        Ok(freed) if freed.is_empty() => {}
-        Ok(freed) => tracing::info!(count = freed.len(), "gave back leaked addresses"),
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "found networks of pods that are gone"),
         Err(error) => tracing::error!(%error, "could not collect leaked network objects"),
     }
     let bundles: Vec<_> =

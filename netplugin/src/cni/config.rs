@@ -39,6 +39,8 @@ pub(super) struct NetConf {
     mtu: Option<u32>,
     #[serde(default = "default_masquerade", alias = "ipMasq")]
     masquerade: bool,
+    #[serde(default)]
+    no_masquerade: Vec<IpNetwork>,
     table: Option<String>,
     data_dir: Option<PathBuf>,
     #[serde(default)]
@@ -140,6 +142,7 @@ impl NetConf {
             exclude: self.exclude.clone(),
             mtu: self.mtu,
             masquerade: self.masquerade,
+            no_masquerade: self.no_masquerade.clone(),
             table,
             leases_dir: data_dir.join(&self.name),
         })

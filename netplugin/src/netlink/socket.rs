@@ -60,8 +60,12 @@ pub(crate) struct Channel {
 
 impl Channel {
     pub(crate) fn open(family: Family) -> Result<Channel, Error> {
-        let socket =
-            open(family).map_err(|source| Error::kernel("open socket", family.name(), source))?;
+        let socket = open(family).map_err(|source| Error::Kernel {
+            stage: "open socket",
+            object: family.name().to_owned(),
+            source,
+            detail: family.hint().to_owned(),
+        })?;
         Ok(Channel { socket, family, next: 1, buffer: vec![0; RECEIVE_BUFFER] })
     }
 
@@ -176,6 +180,14 @@ impl Family {
         match self {
             Family::Route => "route netlink",
             Family::Netfilter => "netfilter netlink",
+        }
+    }
+
+    /// What to do where the kernel has no such socket.
+    fn hint(self) -> &'static str {
+        match self {
+            Family::Route => "",
+            Family::Netfilter => "; does this kernel have nf_tables? try modprobe nf_tables",
         }
     }
 }

@@ -284,10 +284,17 @@ fn local_elements(family: &Family, networks: &[IpNetwork]) -> Vec<Element> {
         .chain([multicast])
         .collect();
     spans.sort_unstable();
-    spans.dedup();
+    // The kernel takes no spans that overlap.
+    let mut merged: Vec<(u128, u128)> = Vec::new();
+    for (from, to) in spans {
+        match merged.last_mut() {
+            Some((_, end)) if from <= *end => *end = to.max(*end),
+            _ => merged.push((from, to)),
+        }
+    }
     let write = |number: u128| number.to_be_bytes()[16 - family.address_len as usize..].to_vec();
     let mut elements = Vec::new();
-    for (from, to) in spans {
+    for (from, to) in merged {
         elements.push(Element::key(write(from)));
         // The end of an interval that goes to the last address of all is left open.
         if to != u128::MAX >> (128 - bits) {

@@ -22,7 +22,7 @@ struct Container {
 
 impl Container {
     fn new(id: &'static str) -> Container {
-        Container { id, netns: Network::loopback_only().unwrap() }
+        Container { id, netns: Network::loopback_only(None).unwrap() }
     }
 
     /// Calls a plugin: its answer, or its error.

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use netplugin::{AttachRequest, Config, LinkOptions, Network, PortMapping, Protocol};
+use nix::sched::{CloneFlags, unshare};
 
 use crate::host::{
     address, ask_tcp, eventually, json, link_names, on_a_host, request, request_with, run,
@@ -91,6 +92,43 @@ fn a_bridge_name_taken_by_another_link_is_refused() {
         assert_eq!(run("nft list ruleset"), "");
         run("ip link del br-test");
         network.attach(&request("pod")).unwrap();
+    });
+}
+
+#[test]
+fn forwarding_that_is_forbidden_is_said() {
+    on_a_host(|host| {
+        run("sysctl -qw net.ipv4.ip_forward=0");
+        // Settings of the kernel that cannot be written, for this thread alone.
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        run("mount --make-rprivate /");
+        run("mount --bind /proc/sys /proc/sys");
+        run("mount -o remount,bind,ro /proc/sys");
+        let network = host.network(&["10.9.0.0/24"]);
+        let expected = "enable forwarding in /proc/sys/net/ipv4/ip_forward: Read-only file system";
+        let reason = network.ready().unwrap_err();
+        assert!(reason.starts_with(expected), "{reason}");
+        let error = network.attach(&request("pod")).unwrap_err().to_string();
+        assert!(error.contains("ip_forward") && error.contains("Read-only"), "{error}");
+        assert_eq!(link_names(), ["lo"]);
+        assert!(network.addresses("pod").is_empty());
+    });
+}
+
+#[test]
+fn a_host_port_without_an_address_of_its_family_is_refused() {
+    on_a_host(|host| {
+        let network = host.network(&["10.9.0.0/24"]);
+        let port = PortMapping {
+            protocol: Protocol::Tcp,
+            container_port: 80,
+            host_port: 8080,
+            host_ip: Some("fd00::1".parse().unwrap()),
+        };
+        let error = network.attach(&request_with("pod", vec![port])).unwrap_err().to_string();
+        let expected = "port mapping [fd00::1]:8080/tcp: the pod has no address of its family";
+        assert_eq!(error, expected);
+        assert!(network.addresses("pod").is_empty());
     });
 }
 
@@ -187,7 +225,7 @@ fn a_failed_attach_leaves_nothing() {
         eventually("the end of the first pod's link", || link_names().len() == 2);
         let before = run("nft list table inet test");
         // Refused by the kernel with the pair, and after the pair is made.
-        let netns = Network::loopback_only().unwrap();
+        let netns = Network::loopback_only(None).unwrap();
         for (interface, stage) in [("a-name-that-is-too-long", "create veth pair"), ("lo", "veth")]
         {
             let request = AttachRequest {

@@ -48,6 +48,7 @@ impl Host {
             exclude: vec![],
             mtu: None,
             masquerade: true,
+            no_masquerade: vec![],
             table: "test".into(),
             leases_dir: self.dir.path().join("leases"),
         }
@@ -59,7 +60,7 @@ impl Host {
 
     /// A neighbour machine: a namespace with a veth to this host, which has `ours` on it.
     pub(crate) fn neighbour(&self, ours: &str, theirs: &str) -> OwnedFd {
-        let netns = Network::loopback_only().unwrap();
+        let netns = Network::loopback_only(None).unwrap();
         let path = path_of(&netns);
         run("ip link add uplink type veth peer name peer");
         run(&format!("ip link set peer netns {path}"));

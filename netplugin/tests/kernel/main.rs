@@ -8,6 +8,7 @@ mod bandwidth;
 mod cni;
 mod dual_stack;
 mod faults;
+mod floor;
 mod host;
 mod measure;
 mod ports;

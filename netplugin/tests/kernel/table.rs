@@ -69,6 +69,27 @@ fn nft_reads_what_was_meant() {
 }
 
 #[test]
+fn destinations_that_keep_the_pods_addresses_may_overlap_with_the_ranges() {
+    on_a_host(|host| {
+        let networks = ["10.9.0.0/16", "10.0.0.0/8", "192.168.7.0/24", "fd00::/16"];
+        let no_masquerade = networks.map(|it| it.parse().unwrap()).to_vec();
+        let config = Config { no_masquerade, ..host.config(&["10.9.0.0/24"]) };
+        let network = Network::open(config).unwrap();
+        let _pod = network.attach(&request_with("pod", vec![])).unwrap();
+        let elements = |set: &str| {
+            let listing = run(&format!("nft list set inet test {set}"));
+            listing.split_once("elements").unwrap().1.to_owned()
+        };
+        let local = elements("local4");
+        assert_eq!(
+            words(&local)[1..],
+            ["{", "10.0.0.0/8,", "192.168.7.0/24,", "224.0.0.0/4", "}", "}", "}"]
+        );
+        assert!(elements("local6").contains("fd00::/16"));
+    });
+}
+
+#[test]
 fn a_routed_network_keeps_the_addresses_of_its_pods() {
     on_a_host(|host| {
         let config = Config { masquerade: false, ..host.config(&["10.9.0.0/24"]) };

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     fields::Fields,
     manifest::{NameKind, check_name, read_quantity},
-    quantity,
 };
+use crate::quantity;
 
 /// The largest user or group id: the kernel's are 32 bits, and Kubernetes stays below the sign.
 pub(super) const ID_MAX: i64 = (1 << 31) - 1;

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::{
     container::{self, Container},
     fields::{Fault, Faults, Fields},
-    quantity,
 };
+use crate::quantity;
 
 /// A pod as it is to be run. One that exists is consistent: names are unique and mounts find their
 /// volumes.

@@ -6,7 +6,6 @@ mod fields;
 mod follow;
 mod manifest;
 mod plan;
-mod quantity;
 mod scratch;
 mod sequence;
 mod watch;

@@ -1,12 +1,18 @@
 //! `PodSandboxConfig` → `sandbox::Spec`.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use proto::cri::v1 as cri;
 
 use super::{absolute, name, namespace_mode, no_user_namespace, string_map};
 use crate::error::Error;
-use crate::sandbox::spec::{Dns, Metadata, NamespaceMode, PortMapping, Protocol, Spec};
+use crate::quantity;
+use crate::sandbox::spec::{Bandwidth, Dns, Metadata, NamespaceMode, PortMapping, Protocol, Spec};
+
+/// What a limit may be, in bits per second, as the peers have it: less would stop a pod's network
+/// altogether, more is no network.
+const BANDWIDTH: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
 
 /// Longest host name the kernel's UTS namespace holds (`__NEW_UTS_LEN`).
 const HOSTNAME_MAX: usize = 64;
@@ -46,6 +52,7 @@ pub(crate) fn sandbox(request: cri::RunPodSandboxRequest) -> Result<Spec, Error>
             .filter(|mapping| mapping.host_port != 0)
             .map(port_mapping)
             .collect::<Result<_, _>>()?,
+        bandwidth: bandwidth(&config.annotations)?,
         labels: string_map("config.labels", config.labels)?,
         annotations: string_map("config.annotations", config.annotations)?,
         runtime_handler: request.runtime_handler,
@@ -116,6 +123,20 @@ fn port_mapping(mapping: &cri::PortMapping) -> Result<PortMapping, Error> {
             .filter(|address| !address.is_unspecified()),
         },
     })
+}
+
+fn bandwidth(annotations: &HashMap<String, String>) -> Result<Bandwidth, Error> {
+    let limit = |direction: &str| {
+        let key = format!("kubernetes.io/{direction}-bandwidth");
+        let Some(text) = annotations.get(&key) else { return Ok(None) };
+        let wrong = |problem| Error::invalid(format!("config.annotations[{key}]"), problem);
+        let bits = quantity::whole(text).map_err(wrong)?;
+        match u64::try_from(bits).ok().filter(|bits| BANDWIDTH.contains(bits)) {
+            Some(bits) => Ok(Some(bits)),
+            None => Err(wrong(format!("{text:?} is not between 1k and 1P bits per second"))),
+        }
+    };
+    Ok(Bandwidth { ingress: limit("ingress")?, egress: limit("egress")? })
 }
 
 fn cgroup_parent(parent: &str) -> Result<String, Error> {
@@ -245,12 +266,25 @@ mod tests {
             },
             "vm.swappiness",
         );
+        for limit in ["fast", "10", "1e20"] {
+            let key = "kubernetes.io/egress-bandwidth";
+            refused(|c| drop(c.annotations.insert(key.into(), limit.into())), key);
+        }
         refused(
             |c| {
                 c.port_mappings.push(cri::PortMapping { host_port: 99_999, ..Default::default() });
             },
             "is not a port",
         );
+    }
+
+    #[test]
+    fn bandwidth_comes_from_the_annotations_of_kubernetes() {
+        let mut request = request();
+        let annotations = &mut request.config.as_mut().unwrap().annotations;
+        annotations.insert("kubernetes.io/ingress-bandwidth".into(), "10M".into());
+        let spec = sandbox(request).unwrap();
+        assert_eq!(spec.bandwidth, Bandwidth { ingress: Some(10_000_000), egress: None });
     }
 
     #[test]
