@@ -9,6 +9,7 @@ mod doctor;
 mod error;
 mod grpc;
 mod id;
+mod kept;
 mod locks;
 mod metrics;
 mod network;

@@ -11,6 +11,7 @@ use crate::app::Ctx;
 use crate::container::state_changes;
 use crate::error::Error;
 use crate::id::Id;
+use crate::kept::{self, Kept};
 use crate::sandbox::Sandbox;
 use crate::sandbox::state::Phase;
 
@@ -43,6 +44,7 @@ pub(crate) enum Reach {
 #[derive(Debug, Default)]
 pub(crate) struct Links {
     links: Mutex<HashMap<Id, watch::Sender<Link>>>,
+    pub(crate) kept: Kept,
 }
 
 impl Links {
@@ -71,6 +73,7 @@ impl Links {
 
     fn forget(&self, id: &Id) {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.kept.drop_all(id);
     }
 }
 
@@ -133,7 +136,10 @@ async fn listen(ctx: Arc<Ctx>, sandbox: Id, mut events: broadcast::Receiver<Even
                 fail(&ctx, &sandbox)
             }
             Ok(Event::Exited { id, exit }) => match Id::parse(&id) {
-                Some(id) => state_changes::exited(&ctx, &id, &exit),
+                Some(id) => {
+                    ctx.links.kept.drop(&sandbox, &id);
+                    state_changes::exited(&ctx, &id, &exit)
+                }
                 None => Ok(()),
             },
             // Too slow for the buffer: the shim still knows everything.
@@ -165,6 +171,9 @@ async fn reconnect(ctx: &Arc<Ctx>, sandbox: &Id) {
             Ok(shim) => take_over(ctx, sandbox, shim).await,
             Err(error) if error.kind == runtime::ErrorKind::Gone => {
                 tracing::warn!(sandbox = %sandbox, "the shim is gone");
+                if replaced(ctx, sandbox).await {
+                    return;
+                }
                 if let Err(error) = gone(ctx, sandbox).await {
                     tracing::error!(sandbox = %sandbox, %error, "could not end what it left");
                 }
@@ -192,10 +201,33 @@ async fn take_over(ctx: &Arc<Ctx>, sandbox: &Id, shim: Shim) -> Result<(), Error
     if !pause_lives {
         fail(ctx, sandbox)?;
     }
+    if pause_lives {
+        ctx.keep(&shim, sandbox, sandbox);
+    }
+    for container in &inventory.containers {
+        if let (runtime::Phase::Running, Some(id)) = (&container.phase, Id::parse(&container.id)) {
+            ctx.keep(&shim, sandbox, &id);
+        }
+    }
     if ctx.links.replace(sandbox, Link::Live(shim)) {
         spawn_listener(ctx, sandbox, events);
     }
     Ok(())
+}
+
+/// A pod that is to run gets another shim, when enough of the old one was kept.
+async fn replaced(ctx: &Arc<Ctx>, sandbox: &Id) -> bool {
+    let known = ctx.world.snapshot().sandboxes.get(sandbox).cloned();
+    let Some(known) = known.filter(|known| known.phase == Phase::Ready) else { return false };
+    let revived = match kept::revive(ctx, &known).await {
+        Ok(Some(shim)) => take_over(ctx, sandbox, shim).await.map(|()| true),
+        Ok(None) => Ok(false),
+        Err(error) => Err(error),
+    };
+    revived.unwrap_or_else(|error| {
+        tracing::error!(sandbox = %sandbox, %error, "could not replace its shim");
+        false
+    })
 }
 
 fn spawn_listener(ctx: &Arc<Ctx>, sandbox: &Id, events: broadcast::Receiver<Event>) {

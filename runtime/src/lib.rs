@@ -2,6 +2,7 @@
 
 mod client;
 mod error;
+mod held;
 mod request;
 mod session;
 mod shims;
@@ -11,6 +12,7 @@ mod sys;
 pub use cgroup;
 pub use client::Shim;
 pub use error::{Error, ErrorKind};
+pub use held::Held;
 pub use request::*;
 pub use session::{Attach, Exec, ExecSession, Family, Streams};
 pub use shims::{ShimCgroup, Shims};

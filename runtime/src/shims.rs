@@ -14,6 +14,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::client::Shim;
 use crate::error::{Error, ErrorKind};
@@ -48,6 +49,7 @@ impl Shims {
     /// Copies the binary into memory that nobody can change, from where all shims and pauses are started: they share
     /// its pages, and no container can reach a file of the host through `/proc/<pid>/exe`.
     pub fn open(shim_binary: &Path, cgroup: ShimCgroup) -> Result<Self, Error> {
+        raise_open_files();
         let shown = shim_binary.display().to_string();
         let fail = |e: io::Error| Error::new(ErrorKind::Failed, &shown, "load the shim", e);
         let mut file = File::open(shim_binary).map_err(fail)?;
@@ -163,6 +165,15 @@ impl Shim {
             Err(e) => return Err(Error::new(ErrorKind::Failed, id, stage, e)),
         };
         Self::greet(id, socket, deadline).await
+    }
+}
+
+/// A node full of pods needs some descriptors for each; what is started for a pod is given its own limit anyway.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(e) = setrlimit(Resource::Nofile, all) {
+        tracing::warn!(error = %e, "could not raise the soft limit of open files to the hard one");
     }
 }
 

@@ -2,6 +2,7 @@
 //! Needs root and a statically linked busybox; says so loudly when it has not got them.
 
 mod handler;
+mod life;
 mod logs;
 mod node;
 mod sessions;

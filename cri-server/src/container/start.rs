@@ -23,7 +23,10 @@ pub(crate) async fn start(ctx: Arc<Ctx>, id: String) -> Result<(), Error> {
     };
     let shim = ctx.live_shim(&container.sandbox_id).await?;
     match shim.start_container(container.id.as_str()).await {
-        Ok(started) => running(&ctx, &container.id, pid, started.at_ns),
+        Ok(started) => {
+            ctx.keep(&shim, &container.sandbox_id, &container.id);
+            running(&ctx, &container.id, pid, started.at_ns)
+        }
         Err(error) => {
             // The kubelet expects the container EXITED with the reason, not gone.
             if error.kind == runtime::ErrorKind::Failed {

@@ -138,6 +138,7 @@ async fn bring_up(ctx: &Arc<Ctx>, mut sandbox: Sandbox, dir: &Path) -> Result<()
     let request =
         runtime::CreateSandbox { id: sandbox.id.to_string(), bundle: dir.to_owned(), shm_size };
     let pause_pid = shim.create_sandbox(request, netns).await?.pause_pid;
+    ctx.keep(&shim, &sandbox.id, &sandbox.id);
     ctx.change_sandbox(&sandbox.id, |known| {
         known.addresses = sandbox.addresses;
         known.pause_pid = pause_pid;

@@ -14,6 +14,7 @@ use crate::container;
 use crate::error::Error;
 use crate::id::Id;
 use crate::shims::{self, Reach};
+use crate::store::disk;
 
 /// Ends every process of the pod and gives its network back; the sandbox stays on record.
 pub(crate) async fn stop(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
@@ -54,7 +55,12 @@ fn enter(ctx: &Ctx, id: &Id, phase: Phase) {
 }
 
 async fn end_processes(ctx: &Arc<Ctx>, sandbox: &Sandbox) -> Result<(), Error> {
-    if let Reach::Live(shim) = ctx.reach(&sandbox.id).await {
+    let reach = ctx.reach(&sandbox.id).await;
+    if matches!(reach, Reach::Silent) {
+        // Should it come to itself before it is killed, it finds this and ends its pod by itself.
+        disk::write_plain(&ctx.sandbox_dir(&sandbox.id).join("tombstone"), b"")?;
+    }
+    if let Reach::Live(shim) = reach {
         match shim.stop_sandbox().await {
             Ok(()) => {
                 let inventory = shim.inventory().await?;

@@ -141,31 +141,55 @@ async fn a_daemon_killed_anywhere_in_run_or_remove_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_killed_shim_ends_its_pod_and_nothing_stays_unknown() {
+async fn a_killed_shim_is_replaced_and_the_pod_goes_on() {
     let node = Node::with_busybox().await;
     let pod = node.run_pod(pod("shimless")).await;
-    let container = pod.start(&sleeper("main")).await;
-    let shims: Vec<_> = node
-        .scope
-        .pids(node.pid())
-        .into_iter()
-        .filter(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/comm"))
-                .unwrap_or_default()
-                .starts_with("lapstrake-shim")
+    let script = "i=0; while [ ! -e /stop ]; do echo $i; i=$((i+1)); sleep 0.02; done; exit 6";
+    let main = container("main", image::BUSYBOX).command(&["sh", "-c", script]);
+    let container = pod.start(&main).await;
+    let done = pod.start(&container_that_ends("done")).await;
+    assert_eq!(done.exited().await.exit_code, 3);
+    let pid = node.pid_of(&container).await;
+    for _ in 0..2 {
+        let old = node.shim_of(&pod);
+        kill_process(Pid::from_raw(old).unwrap(), Signal::KILL).unwrap();
+        wait::until_async("another shim answers", e2e::pod::SOON, async || {
+            let answers = container.try_exec(&["true"], 5).await.is_ok();
+            (node.shim_of(&pod) != old && answers).then_some(())
         })
-        .filter(|pid| e2e::host::children(*pid).len() > 1)
-        .collect();
-    let [shim] = *shims else { panic!("one shim with children: {shims:?}") };
-    let shim = rustix::process::Pid::from_raw(shim).unwrap();
-    rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
+        .await;
+        assert_eq!(pod.status().await.state(), SandboxReady);
+        assert_eq!(container.state().await, ContainerRunning);
+        assert_eq!(node.pid_of(&container).await, pid);
+    }
+    container.try_exec(&["touch", "/stop"], 5).await.unwrap();
+    assert_eq!(container.exited().await.exit_code, 6);
+    assert_eq!(done.exited().await.exit_code, 3);
+    let numbers: Vec<u32> =
+        container.log_lines().iter().map(|line| line.text.parse().unwrap()).collect();
+    assert!(numbers.len() > 2 && numbers.is_sorted(), "{numbers:?}");
+    pod.stop().await;
+    pod.remove().await;
+    node.finish().await;
+}
+
+/// With the daemon dead, too, nobody holds what the shim had: then the pod ends, and says so.
+#[tokio::test]
+async fn a_shim_killed_together_with_the_daemon_leaves_nothing_unknown() {
+    let mut node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("bereft")).await;
+    let container = pod.start(&sleeper("main")).await;
+    let shim = node.shim_of(&pod);
+    node.kill9();
+    kill_process(Pid::from_raw(shim).unwrap(), Signal::KILL).unwrap();
+    node.spawn().await;
     wait::until_async("the sandbox is not ready", e2e::pod::SOON, || async {
         (pod.status().await.state() == SandboxNotready).then_some(())
     })
     .await;
     let status = container.exited().await;
-    assert_eq!(status.state(), ContainerExited);
-    assert_ne!(status.exit_code, 0);
+    assert_eq!((status.state(), status.exit_code), (ContainerExited, 255));
+    pod.remove().await;
     node.finish().await;
 }
 
@@ -245,6 +269,10 @@ async fn a_damaged_record_costs_its_pod_nothing_and_the_pod_can_be_removed() {
     assert!(!dir.exists());
     other.remove().await;
     node.finish().await;
+}
+
+fn container_that_ends(name: &str) -> ContainerSpec {
+    container(name, image::BUSYBOX).command(&["sh", "-c", "exit 3"])
 }
 
 fn sleeper(name: &str) -> ContainerSpec {

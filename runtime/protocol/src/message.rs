@@ -38,7 +38,7 @@ pub struct Spilled {
 pub struct Call {
     #[prost(
         oneof = "Ask",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
     )]
     pub ask: Option<Ask>,
 }
@@ -99,6 +99,12 @@ pub enum Ask {
     /// The size of a container's terminal.
     #[prost(message, tag = "21")]
     Resize(Resize),
+    /// What another shim needs to go on with a running container or the sandbox, should this one die: see `Held`.
+    #[prost(message, tag = "22")]
+    Hold(Target),
+    /// To the successor of a dead shim, with the descriptors of `Held`; the sandbox comes first.
+    #[prost(message, tag = "23")]
+    Adopt(Held),
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -301,7 +307,7 @@ pub struct Resize {
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Answer {
-    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub reply: Option<Reply>,
 }
 
@@ -324,6 +330,44 @@ pub enum Reply {
     // Since version 2.
     #[prost(message, tag = "8")]
     Opened(Opened),
+    #[prost(message, tag = "9")]
+    Held(Held),
+}
+
+/// A running container or sandbox as its shim knows it. Whoever holds it need not understand it. The descriptors in
+/// this order: the pidfd of its init; the write end of stdin, when it says so; the terminal's master or the read ends
+/// of stdout and stderr, when it says so.
+#[derive(Clone, PartialEq, Message)]
+pub struct Held {
+    #[prost(message, optional, tag = "1")]
+    pub state: Option<State>,
+    #[prost(bool, tag = "2")]
+    pub sandbox: bool,
+    #[prost(bool, tag = "3")]
+    pub own_pids: bool,
+    #[prost(string, tag = "4")]
+    pub bundle: String,
+    #[prost(string, tag = "5")]
+    pub handler: String,
+    #[prost(string, tag = "6")]
+    pub seccomp_bpf: String,
+    #[prost(string, tag = "7")]
+    pub log_path: String,
+    #[prost(message, optional, tag = "8")]
+    pub limits: Option<LogLimits>,
+    /// Of a sandbox: where its shared memory is mounted from.
+    #[prost(string, tag = "9")]
+    pub shm_path: String,
+    #[prost(bool, tag = "10")]
+    pub stdin: bool,
+    #[prost(bool, tag = "11")]
+    pub terminal: bool,
+    #[prost(bool, tag = "12")]
+    pub stdout: bool,
+    #[prost(bool, tag = "13")]
+    pub stderr: bool,
+    #[prost(bool, tag = "14")]
+    pub interactive: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

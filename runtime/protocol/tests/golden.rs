@@ -125,6 +125,22 @@ fn second() -> Vec<(&'static str, Packet)> {
     };
     let limits = LogLimits { line_max: 1, rate: 2, size: 3, policy: LogPolicy::Block.into() };
     let create = CreateContainer { id: "c".into(), limits: Some(limits), ..Default::default() };
+    let held = Held {
+        state: Some(State { id: "c".into(), ..Default::default() }),
+        sandbox: true,
+        own_pids: true,
+        bundle: "/b".into(),
+        handler: "/h".into(),
+        seccomp_bpf: "/s".into(),
+        log_path: "/log".into(),
+        limits: Some(LogLimits { line_max: 1, ..Default::default() }),
+        shm_path: "/shm".into(),
+        stdin: true,
+        terminal: true,
+        stdout: true,
+        stderr: true,
+        interactive: true,
+    };
     let exec = Exec {
         id: "c".into(),
         process_json: b"{}".to_vec(),
@@ -151,6 +167,9 @@ fn second() -> Vec<(&'static str, Packet)> {
         ("call pause", Packet::call(1, Ask::Pause(target("c")))),
         ("call resume", Packet::call(1, Ask::Resume(target("c")))),
         ("call resize", Packet::call(1, Ask::Resize(resize))),
+        ("call hold", Packet::call(1, Ask::Hold(target("c")))),
+        ("call adopt", Packet::call(1, Ask::Adopt(held.clone()))),
+        ("answer held", Packet::answer(1, Reply::Held(held))),
         ("answer opened", Packet::answer(1, Reply::Opened(opened))),
         ("answer inventory", Packet::answer(1, Reply::Inventory(inventory))),
         ("notice exited", Packet::notice(News::Exited(exited))),

@@ -1,12 +1,13 @@
 //! One process tree of the pod, the sandbox's pause or a container: its state from creation to deletion.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use protocol::{Exit, Phase, State};
+use rustix::io::Errno;
 
 use crate::link::Caller;
 use crate::log::{Counters, Limits};
@@ -40,6 +41,11 @@ pub(crate) struct Member {
     /// Waiting for its control group to go: who asked for the deletion, and what to answer.
     pub(crate) deleting: Vec<Caller>,
     pub(crate) seccomp: String,
+    /// It is another shim's child, taken over after that one died: its pidfd.
+    pub(crate) adopted: Option<OwnedFd>,
+    /// Adopted and ended: when its exit code is given up on.
+    pub(crate) code_by: Option<Instant>,
+    pub(crate) bundle: PathBuf,
     /// Made by an external runtime: the runtime and the bundle.
     pub(crate) handler: Option<External>,
     pub(crate) counters: Arc<Counters>,
@@ -76,12 +82,17 @@ pub(crate) struct Stdio {
     pub(crate) terminal: Option<OwnedFd>,
     /// Whoever reads along may slow the container down for a moment: see `log::readers`.
     pub(crate) interactive: bool,
-    pub(crate) log_path: Option<std::path::PathBuf>,
+    /// Kept for a successor of this shim.
+    pub(crate) log_path: Option<PathBuf>,
     pub(crate) limits: Limits,
 }
 
 impl Member {
     pub(crate) fn new(id: String, caller: Caller, report: OwnedFd) -> Self {
+        Self { report: Some(report), ..Self::blank(id, caller) }
+    }
+
+    fn blank(id: String, caller: Caller) -> Self {
         Self {
             id,
             phase: Phase::Creating,
@@ -90,7 +101,7 @@ impl Member {
             started_at_ns: 0,
             cgroup: String::new(),
             own_pids: true,
-            report: Some(report),
+            report: None,
             waiting: Some(caller),
             gone: false,
             failure: None,
@@ -100,6 +111,9 @@ impl Member {
             stdio: Stdio::default(),
             deleting: Vec::new(),
             seccomp: String::new(),
+            adopted: None,
+            code_by: None,
+            bundle: PathBuf::new(),
             handler: None,
             counters: Arc::default(),
             paused: false,
@@ -108,8 +122,33 @@ impl Member {
         }
     }
 
+    /// A process that another shim had started.
+    pub(crate) fn taken_over(state: &State, pidfd: OwnedFd) -> Self {
+        let nobody = Caller { link: 0, seq: 0 };
+        Self {
+            phase: Phase::Running,
+            pid: state.pid,
+            start_ticks: state.start_ticks,
+            started_at_ns: state.started_at_ns,
+            cgroup: state.cgroup.clone(),
+            paused: state.paused,
+            report: None,
+            waiting: None,
+            adopted: Some(pidfd),
+            ..Self::blank(state.id.clone(), nobody)
+        }
+    }
+
     pub(crate) fn is_alive(&self) -> bool {
         self.pid > 0 && !self.gone
+    }
+
+    /// Sends a signal to init, which is known not to be another process: our child and not reaped, or known by pidfd.
+    pub(crate) fn signal(&self, number: i32) -> Result<(), Errno> {
+        match &self.adopted {
+            None => container::sys::process::signal(self.pid, number),
+            Some(pidfd) => crate::sys::signal_by_pidfd(pidfd.as_fd(), number),
+        }
     }
 
     pub(crate) fn state(&self) -> State {

@@ -26,6 +26,8 @@ pub(crate) enum Token {
     ExecReport(u32),
     ExecOutput(u32, usize),
     StreamReport(u32),
+    /// The pidfd of a process that is not our child.
+    Adopted(u32),
 }
 
 impl Token {
@@ -39,6 +41,7 @@ impl Token {
             Self::ExecReport(n) => (5, n),
             Self::ExecOutput(n, stream) => (6 + stream as u64, n),
             Self::StreamReport(n) => (8, n),
+            Self::Adopted(n) => (9, n),
         };
         kind << 32 | u64::from(number)
     }
@@ -53,6 +56,7 @@ impl Token {
             4 => Self::Report(number),
             5 => Self::ExecReport(number),
             8 => Self::StreamReport(number),
+            9 => Self::Adopted(number),
             kind => Self::ExecOutput(number, (kind & 1) as usize),
         }
     }
@@ -100,6 +104,7 @@ pub(crate) fn run(
                     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
                     if let Ok(socket) = accept_with(&listener, flags) {
                         pod.admit(socket);
+                        pod.obey_tombstone();
                     }
                 }
                 Token::Signals => {
@@ -113,6 +118,7 @@ pub(crate) fn run(
                 Token::ExecReport(session) => pod.exec_report(session),
                 Token::ExecOutput(session, stream) => pod.exec_output(session, stream, &mut buffer),
                 Token::StreamReport(session) => pod.stream_report(session),
+                Token::Adopted(key) => pod.adopted_ended(key),
             }
         }
         pod.tick();
@@ -132,7 +138,10 @@ fn receive(pod: &mut Pod, link: u32, buffer: &mut [u8]) {
         Err(e) if e.is_would_block() => {}
         Err(WireError::Os(Errno::INTR)) => {}
         // A peer that is gone or talks nonsense.
-        Ok(None) | Err(_) => pod.links.drop(link),
+        Ok(None) | Err(_) => {
+            pod.links.drop(link);
+            pod.obey_tombstone();
+        }
     }
 }
 
@@ -161,6 +170,8 @@ fn dispatch(pod: &mut Pod, link: u32, packet: Packet, mut fds: Vec<OwnedFd>) {
         Some(Ask::Pause(target)) => pod.pause(caller, &target.id),
         Some(Ask::Resume(target)) => pod.resume(caller, &target.id),
         Some(Ask::Resize(ask)) => pod.resize(caller, &ask),
+        Some(Ask::Hold(target)) => pod.hold(caller, &target.id),
+        Some(Ask::Adopt(held)) => pod.adopt(caller, held, fds),
         // A call of a newer daemon: say so, so that it can do without.
         None => {
             pod.links.fail(caller, Kind::Unsupported, "call", "this shim is older than the call")
@@ -184,6 +195,7 @@ mod tests {
             Token::ExecOutput(3, 0),
             Token::ExecOutput(3, 1),
             Token::StreamReport(4),
+            Token::Adopted(5),
         ];
         for token in all {
             assert_eq!(Token::unpack(token.pack()), token);

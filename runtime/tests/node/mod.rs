@@ -240,6 +240,22 @@ pub(crate) struct Disconnected {
 }
 
 impl Disconnected {
+    /// For a pod whose shim has ended by itself.
+    pub(crate) async fn end(self) {
+        let id = format!("{}-pod", self.name);
+        self.shims.forget(&id).await.expect("forget");
+        let gone =
+            self.shims.connect(&id, &self.dir.path().join("pod"), Duration::from_secs(1)).await;
+        assert_eq!(gone.expect_err("ended").kind, ErrorKind::Gone);
+        let group = format!("/lapstrake-test-{}/{}/pod", std::process::id(), self.name);
+        let left = groups_below(&self.hierarchies, &group);
+        assert!(left.is_empty(), "groups left: {left:?}");
+        self.shims.prune();
+        self.hierarchies.prune(&group);
+        let left = processes_in(self.dir.path());
+        assert!(left.is_empty(), "processes left: {left:?}");
+    }
+
     pub(crate) async fn reconnect(self) -> Node {
         let Self { shims, sandbox, hierarchies, name, dir } = self;
         let id = format!("{name}-pod");

@@ -22,6 +22,14 @@ impl From<LogLimits> for Limits {
     }
 }
 
+impl From<Limits> for LogLimits {
+    fn from(l: Limits) -> Self {
+        let policy = if l.block { LogPolicy::Block } else { LogPolicy::Drop }.into();
+        let line_max = u32::try_from(l.line_max).unwrap_or(u32::MAX);
+        Self { line_max, rate: l.rate, size: l.size, policy }
+    }
+}
+
 /// A burst may be as long as a second's worth, but at least one read.
 const BURST_MIN: u64 = 64 * 1024;
 /// A container that waits for the rotation of its log is looked after so often, should nobody rotate.

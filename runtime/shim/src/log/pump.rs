@@ -16,6 +16,7 @@ use super::limits::{Limiter, Limits};
 use super::lines::{Head, Lines};
 use super::readers::{READERS_MAX, Reader, Taken};
 use super::tail;
+use crate::link::Caller;
 use container::stamp;
 
 /// How long output is awaited after the main process has ended: a child that keeps the pipe open must not delay
@@ -62,11 +63,25 @@ pub(crate) enum Outcome {
         key: u32,
         result: Result<(), Errno>,
     },
+    Held {
+        key: u32,
+        caller: Caller,
+        fds: [Option<OwnedFd>; 2],
+    },
 }
 
 enum Order {
     Add(Source),
-    Attach { key: u32, readers: Vec<(Stream, OwnedFd)>, replay: u64 },
+    Attach {
+        key: u32,
+        readers: Vec<(Stream, OwnedFd)>,
+        replay: u64,
+    },
+    /// Duplicates of the read ends are wanted.
+    Hold {
+        key: u32,
+        caller: Caller,
+    },
     Reopen(u32),
     Finish(u32),
     Quit,
@@ -126,6 +141,11 @@ impl Pump {
     /// Copies of the output go into these non-blocking write ends, until their readers close or fall behind.
     pub(crate) fn attach(&self, key: u32, readers: Vec<(Stream, OwnedFd)>, replay: u64) {
         self.order(Order::Attach { key, readers, replay });
+    }
+
+    /// Asks for duplicates of a container's read ends.
+    pub(crate) fn hold(&self, key: u32, caller: Caller) {
+        self.order(Order::Hold { key, caller });
     }
 
     pub(crate) fn reopen(&self, key: u32) {
@@ -264,6 +284,14 @@ impl Worker {
             match order {
                 Order::Add(source) => self.add(source),
                 Order::Attach { key, readers, replay } => self.attach(key, readers, replay),
+                Order::Hold { key, caller } => {
+                    let copy = |input: &Option<Input>| {
+                        let fd = &input.as_ref()?.fd;
+                        rustix::io::fcntl_dupfd_cloexec(fd, 3).ok()
+                    };
+                    let fds = self.logs.get(&key).map(|l| l.streams.each_ref().map(copy));
+                    self.tell(Outcome::Held { key, caller, fds: fds.unwrap_or_default() });
+                }
                 Order::Reopen(key) => {
                     let result = self.logs.get_mut(&key).map_or(Err(Errno::NOENT), Log::reopen);
                     self.release(key);

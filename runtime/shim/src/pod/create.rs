@@ -178,6 +178,7 @@ impl Pod {
         self.watch(ours.as_fd(), Token::Report(key))?;
         let mut member = Member::new(order.id.to_owned(), caller, ours);
         member.seccomp = order.seccomp.to_owned();
+        member.bundle = order.bundle.to_owned();
         member.stdio = stdio;
         member.handler = order.handler.map(|binary| External {
             binary,
@@ -229,7 +230,7 @@ impl Pod {
             self.pump.add(Source {
                 key,
                 fds: outputs,
-                path: member.stdio.log_path.take(),
+                path: member.stdio.log_path.clone(),
                 limits: member.stdio.limits,
                 interactive: member.stdio.interactive,
                 counters: member.counters.clone(),
@@ -266,7 +267,7 @@ impl Pod {
             }
             if member.handler.is_some() && member.is_alive() {
                 // It still waits for a start that failed outside of it.
-                let _ = container::sys::process::signal(member.pid, libc::SIGKILL);
+                let _ = member.signal(libc::SIGKILL);
             }
         }
         if member.failure.is_none() {

@@ -63,7 +63,7 @@ impl Pod {
         reports.into_iter().for_each(|key| self.stream_report(key));
     }
 
-    fn member_ended(&mut self, key: u32, code: i32) {
+    pub(super) fn member_ended(&mut self, key: u32, code: i32) {
         let Some(member) = self.members.get_mut(&key) else { return };
         member.gone = true;
         if !member.own_pids {
@@ -128,7 +128,7 @@ impl Pod {
             return; // the reason may still come
         }
         if member.is_alive() {
-            let _ = container::sys::process::signal(member.pid, libc::SIGKILL);
+            let _ = member.signal(libc::SIGKILL);
             return; // goes on when it is reaped
         }
         self.remove(key);
@@ -205,7 +205,7 @@ impl Pod {
     pub(super) fn kill_member(&mut self, key: u32) {
         let Some(member) = self.members.get(&key) else { return };
         if member.is_alive() {
-            let _ = container::sys::process::signal(member.pid, libc::SIGKILL);
+            let _ = member.signal(libc::SIGKILL);
         }
         if !member.cgroup.is_empty() && member.phase != Phase::Exited {
             let _ = self.node.kill(&member.cgroup);

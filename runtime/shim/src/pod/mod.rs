@@ -1,5 +1,6 @@
 //! The pod as its shim knows it: members, sessions, and what is due when.
 
+mod adopt;
 mod create;
 mod end;
 mod handler;
@@ -157,8 +158,7 @@ impl Pod {
                 format!("{id} has exited"),
             );
         }
-        // Safe by pid: it is our child and was not reaped.
-        match container::sys::process::signal(member.pid, signal) {
+        match member.signal(signal) {
             Ok(()) => self.links.answer(caller, Reply::Done(Empty {})),
             Err(e) => self.links.fail(
                 caller,
@@ -220,6 +220,7 @@ impl Pod {
         for outcome in self.pump.outcomes() {
             match outcome {
                 Outcome::Drained { key } => self.publish(key),
+                Outcome::Held { key, caller, fds } => self.held(key, caller, &fds),
                 Outcome::Reopened { key, result } => {
                     let waiting =
                         self.members.get_mut(&key).map(|m| std::mem::take(&mut m.reopening));
@@ -239,7 +240,7 @@ impl Pod {
 
     /// How long until `tick` has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
-        let members = self.members.values().filter_map(|m| m.publish_by);
+        let members = self.members.values().flat_map(|m| [m.publish_by, m.code_by]).flatten();
         let sessions = self.sessions.values().flat_map(|s| {
             let running = if s.caller.is_some() && s.code.is_none() { s.deadline } else { None };
             let draining = if s.code.is_some() { s.drain_by } else { None };
@@ -264,6 +265,7 @@ impl Pod {
             note("the log thread did not answer in time: the exit is published without it");
             self.publish(key);
         }
+        self.adopted_tick(now);
         self.sessions_tick(now);
         self.streams_tick();
         self.pausing_tick(now);
