@@ -20,7 +20,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("seccomp", &[]),
     ("container", &["cgroup"]),
     ("lapstrake-shim", &["cgroup", "container", "protocol"]),
-    ("lapstrake-oci", &["cgroup", "container", "seccomp"]),
+    ("lapstrake-oci", &["cgroup", "container", "seccomp", "systemd"]),
+    ("systemd", &["cgroup"]),
     ("e2e", &["proto"]),
 ];
 

@@ -12,13 +12,14 @@ pub mod limits;
 pub mod oom;
 pub mod resources;
 pub mod stats;
+pub mod unit;
 pub mod update;
 
 mod sys;
 
 pub use group::{Joins, Removal};
 pub use hierarchy::{Driver, Hierarchies, driver};
-pub use limits::{Missing, Setting};
+pub use limits::{Missing, Setting, weight};
 pub use resources::Resources;
 pub use stats::Stats;
 

@@ -82,6 +82,11 @@ fn attach_new(root: &Root, mount: &Mount, stage: &str) -> Result<Option<OwnedFd>
         // Only reached on v2, where the container's cgroup namespace shows its own group as the root.
         _ => ("cgroup2", "cgroup"),
     };
+    // A tmpfs over a directory of the image is as open as that, unless it says otherwise.
+    let modeless =
+        kind == "tmpfs" && !mount.options.parameters.iter().any(|(key, _)| key == "mode");
+    let covered = modeless.then(|| root.place(&mount.destination)).and_then(Result::ok);
+    let mode = covered.map(|dir| rustix::fs::fstat(&dir)).transpose().at(stage, "stat")?;
     let place = root
         .make_dirs(&mount.destination)
         .at(stage, format!("make {} in the root", mount.destination.display()))?;
@@ -91,6 +96,9 @@ fn attach_new(root: &Root, mount: &Mount, stage: &str) -> Result<Option<OwnedFd>
     }
     let mut options = mount.options.clone();
     let o = &mut options;
+    if let Some(stat) = mode {
+        o.parameters.push(("mode".to_owned(), Some(format!("{:o}", stat.st_mode & 0o7777))));
+    }
     let close_later = kind == "tmpfs" && o.attributes.set & attr::RDONLY != 0;
     if close_later {
         o.attributes.set &= !attr::RDONLY;

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2, readlinkat};
@@ -76,16 +77,9 @@ impl Root {
                         Err(Errno::EXIST) if links_left > 0 => {
                             match readlinkat(&parent, part, Vec::new()) {
                                 Ok(target) => {
-                                    let target = Path::new(OsStr::new(
-                                        target.to_str().map_err(|_| Errno::INVAL)?,
-                                    ))
-                                    .to_owned();
+                                    let target = Path::new(OsStr::from_bytes(target.as_bytes()));
                                     walked.pop();
-                                    let meant = if target.is_absolute() {
-                                        target
-                                    } else {
-                                        walked.join(target)
-                                    };
+                                    let meant = walked.join(target);
                                     drop(self.make_dirs_bounded(&meant, links_left - 1)?);
                                     walked.push(part);
                                 }
@@ -109,8 +103,13 @@ impl Root {
         Ok((self.make_dirs(path.parent().unwrap_or(Path::new("/")))?, name))
     }
 
-    /// A place to mount a file on: what is there, or a new empty file.
+    /// A place to mount a file on: what is there, or a new empty file. A symlink to nothing (as `/etc/resolv.conf` is
+    /// in many images) is followed, inside the root, and what it means is made.
     pub(crate) fn make_file(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        self.make_file_bounded(path, LINKS_MAX)
+    }
+
+    fn make_file_bounded(&self, path: &Path, links_left: usize) -> Result<OwnedFd, Errno> {
         match self.place(path) {
             Err(Errno::NOENT) => {}
             other => return other,
@@ -119,7 +118,18 @@ impl Root {
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
         match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
-            Ok(_) | Err(Errno::EXIST) => self.place(path),
+            Ok(_) => self.place(path),
+            Err(Errno::EXIST) if links_left > 0 => match readlinkat(&parent, name, Vec::new()) {
+                Ok(target) => {
+                    let target = Path::new(OsStr::from_bytes(target.as_bytes()));
+                    // From the directory that holds the link; an absolute target replaces it.
+                    let meant = path.parent().unwrap_or(Path::new("/")).join(target);
+                    self.make_file_bounded(&meant, links_left - 1)
+                }
+                Err(Errno::INVAL) => self.place(path), // made by somebody else just now
+                Err(e) => Err(e),
+            },
+            Err(Errno::EXIST) => Err(Errno::LOOP),
             Err(e) => Err(e),
         }
     }
@@ -169,6 +179,21 @@ mod tests {
         symlink("../run", dir.path().join("var/run")).expect("symlink");
         root.make_file(Path::new("/var/run/x.pid")).expect("made");
         assert!(dir.path().join("run/x.pid").is_file());
+    }
+
+    #[test]
+    fn a_file_is_made_where_a_dangling_symlink_leads_inside_the_root() {
+        let (dir, root) = root();
+        fs::create_dir(dir.path().join("etc")).expect("mkdir");
+        symlink("../run/resolve/conf", dir.path().join("etc/relative")).expect("symlink");
+        symlink("/etc/relative2", dir.path().join("etc/absolute")).expect("symlink");
+        symlink("loop", dir.path().join("etc/loop")).expect("symlink");
+        root.make_file(Path::new("/etc/relative")).expect("made");
+        root.make_file(Path::new("/etc/absolute")).expect("made");
+        assert!(dir.path().join("run/resolve/conf").is_file());
+        assert!(dir.path().join("etc/relative2").is_file());
+        assert!(!Path::new("/etc/relative2").exists());
+        assert!(root.make_file(Path::new("/etc/loop")).is_err());
     }
 
     #[test]

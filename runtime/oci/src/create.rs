@@ -21,7 +21,7 @@ use rustix::net::{
 use crate::cli::{Cli, CreateArgs, RunArgs};
 use crate::error::Error;
 use crate::state::{self, Record, Status};
-use crate::{bundle, end, log, seccomp, terminal};
+use crate::{bundle, end, log, scope, seccomp, terminal};
 
 pub(crate) fn create(cli: &Cli, args: &CreateArgs) -> Result<(), Error> {
     let (_, master) = make(cli, args, Console::Socket)?;
@@ -112,18 +112,25 @@ impl Order<'_> {
             seccomp_compiled: seccomp.is_some(),
             later_hooks: true,
         };
-        let plan = container::plan(self.spec, &facts)?;
+        let unit = scope::unit(self.cli, self.spec, &self.args.id)?;
+        let mut plan = container::plan(self.spec, &facts)?;
+        if let Some(unit) = &unit {
+            plan.cgroup = unit.group();
+        }
         let node = Hierarchies::detect()?;
         if !node.pids(&plan.cgroup)?.is_empty() {
             return Err(Error::Occupied { id: self.args.id.clone(), group: plan.cgroup });
         }
+        let undo = |_: &Error| end::clear_group(&node, &plan.cgroup, unit.as_ref());
+        let scope = unit.as_ref().map(|unit| scope::start(unit, &plan.resources, &node));
+        let scope = scope.transpose().inspect_err(undo)?;
         let made = self.make_init(&plan, &node, seccomp.as_ref().map(|(_, loaded)| loaded));
-        let (pid, master) = made.inspect_err(|_| end::clear_group(&node, &plan.cgroup))?;
-        let record = self.record(&plan, pid, seccomp.map(|(kept, _)| kept));
+        let (pid, master) = made.inspect_err(undo)?;
+        drop(scope); // the container holds it now
+        let mut record = self.record(&plan, pid, seccomp.map(|(kept, _)| kept));
+        record.scope = unit.as_ref().map(|unit| unit.scope.clone());
         let finished = record.save(self.dir).and_then(|()| self.hand_over(pid, master));
-        finished
-            .map(|master| (record, master))
-            .inspect_err(|_| end::clear_group(&node, &plan.cgroup))
+        finished.map(|master| (record, master)).inspect_err(undo)
     }
 
     /// Forks a creator, so that this process keeps its own namespaces, and listens until init waits.
@@ -172,6 +179,7 @@ impl Order<'_> {
             rootfs: self.rootfs.clone(),
             created: state::now(),
             cgroup: plan.cgroup.clone(),
+            scope: None,
             own_pids: plan.namespaces.makes(Namespace::Pid),
             annotations: self.spec.annotations.clone().unwrap_or_default(),
             seccomp,
@@ -193,7 +201,12 @@ impl Order<'_> {
                 terminal::send(socket, fd.as_fd())?;
                 Ok(None)
             }
-            _ => Ok(master),
+            _ => {
+                if let Some(master) = &master {
+                    terminal::plain_newlines(master.as_fd());
+                }
+                Ok(master)
+            }
         }
     }
 }

@@ -2,14 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use cgroup::unit::Unit;
 use cgroup::{Hierarchies, Removal};
 use container::hooks::Moment;
 use container::sys::process::signal;
 
 use crate::cli::{Cli, DeleteArgs, KillArgs};
 use crate::error::Error;
-use crate::log;
 use crate::state::{self, Record, Status};
+use crate::{log, scope};
 
 /// A group that is busy longer than this after its kill holds a process that cannot end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -57,6 +58,9 @@ pub(crate) fn remove(cli: &Cli, record: &Record) -> Result<(), Error> {
         let _ = signal(record.pid, libc::SIGKILL);
     }
     clear(&node, &record.cgroup)?;
+    if let Some(unit) = &record.scope {
+        scope::stop(unit)?;
+    }
     let dir = state::dir(cli, &record.id)?;
     std::fs::remove_dir_all(&dir).map_err(Error::file("remove", dir))?;
     // The container is gone whatever they say: a failure is only told.
@@ -67,8 +71,9 @@ pub(crate) fn remove(cli: &Cli, record: &Record) -> Result<(), Error> {
 }
 
 /// As part of a failure that is reported already.
-pub(crate) fn clear_group(node: &Hierarchies, group: &str) {
+pub(crate) fn clear_group(node: &Hierarchies, group: &str, unit: Option<&Unit>) {
     let _ = clear(node, group);
+    let _ = unit.map(|unit| scope::stop(&unit.scope));
 }
 
 fn clear(node: &Hierarchies, group: &str) -> Result<(), Error> {

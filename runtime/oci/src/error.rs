@@ -15,8 +15,12 @@ pub(crate) enum Error {
     /// The words are those that engines look for.
     #[error("cannot kill container {id:?}: container not running")]
     NotRunning { id: String },
-    #[error("container {id:?}: its cgroup {group} holds processes of somebody else")]
+    #[error(
+        "container {id:?}: container's cgroup is not empty: {group} holds processes of somebody else"
+    )]
     Occupied { id: String, group: String },
+    #[error("container {id:?}: cannot exec in a paused container (resume it, or --ignore-paused)")]
+    Paused { id: String },
     #[error("cannot {verb} container {id:?}: it is {status}")]
     WrongState { verb: &'static str, id: String, status: &'static str },
     #[error("{verb} {path}: {source}", path = path.display())]
@@ -27,6 +31,8 @@ pub(crate) enum Error {
     Container(#[from] container::Error),
     #[error("{0}")]
     Cgroup(#[from] cgroup::Error),
+    #[error("{0}")]
+    Systemd(#[from] systemd::Error),
     #[error("{verb}: {source}")]
     System { verb: &'static str, source: std::io::Error },
     #[error("{0}")]

@@ -20,6 +20,7 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
     match record.status(cli, &node) {
         Status::Created | Status::Running => {}
         Status::Paused if args.ignore_paused => {}
+        Status::Paused => return Err(Error::Paused { id: record.id }),
         other => {
             return Err(Error::WrongState { verb: "exec in", id: record.id, status: other.word() });
         }
@@ -57,7 +58,12 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
     loop {
         match channel::listen(ours.as_fd()).map_err(Error::system("listen to the process"))? {
             Report::Init { pid: own } => pid = own,
-            Report::Ready { terminal } => master = terminal,
+            Report::Ready { terminal } => {
+                if let Some(master) = terminal.as_ref().filter(|_| args.console_socket.is_none()) {
+                    terminal::plain_newlines(master.as_fd());
+                }
+                master = terminal;
+            }
             Report::Failed(error) => return Err(error.into()),
             Report::Closed if pid == 0 => {
                 return Err(container::Error::new(

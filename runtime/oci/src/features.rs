@@ -84,7 +84,7 @@ pub(crate) fn print() -> Result<(), Error> {
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": container::capabilities::names(u64::MAX),
-            "cgroup": { "v1": !v2, "v2": v2, "systemd": false, "systemdUser": false, "rdma": true },
+            "cgroup": { "v1": !v2, "v2": v2, "systemd": true, "systemdUser": false, "rdma": true },
             "seccomp": seccomp(),
             "apparmor": { "enabled": std::path::Path::new("/sys/kernel/security/apparmor").exists() },
             "selinux": { "enabled": false },

@@ -8,6 +8,7 @@ mod error;
 mod exec;
 mod features;
 mod log;
+mod scope;
 mod seccomp;
 mod spec;
 mod state;
@@ -41,9 +42,6 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<u8, Error> {
-    if cli.systemd_cgroup {
-        return Err(Error::Unsupported("--systemd-cgroup: only cgroupfs paths are served so far"));
-    }
     log::debug(cli, &format!("{:?} under {}", cli.command, cli.root.display()));
     match &cli.command {
         Command::Spec(args) => spec::write(args).map(|()| 0),

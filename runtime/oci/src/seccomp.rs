@@ -106,7 +106,7 @@ impl Kept {
             "fds": ["seccompFd"],
             "pid": pid,
             "metadata": metadata.clone().unwrap_or_default(),
-            "state": record.json(status),
+            "state": record.state(status),
         });
         let fds = [fd.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -24,6 +24,9 @@ pub(crate) struct Record {
     pub(crate) rootfs: PathBuf,
     pub(crate) created: String,
     pub(crate) cgroup: String,
+    /// The unit of systemd whose group it is.
+    #[serde(default)]
+    pub(crate) scope: Option<String>,
     /// Init is pid 1 of its own namespace.
     pub(crate) own_pids: bool,
     pub(crate) annotations: BTreeMap<String, String>,
@@ -104,18 +107,43 @@ impl Record {
     }
 
     /// As the specification's `State`, which hooks and `state` get.
-    pub(crate) fn json(&self, status: Status) -> serde_json::Value {
-        serde_json::json!({
-            "ociVersion": self.oci_version,
-            "id": self.id,
-            "pid": if status == Status::Stopped { 0 } else { self.pid },
-            "status": status.word(),
-            "bundle": self.bundle,
-            "rootfs": self.rootfs,
-            "created": self.created,
-            "annotations": self.annotations,
-            "owner": "",
-        })
+    pub(crate) fn state(&self, status: Status) -> State<'_> {
+        State {
+            version: &self.oci_version,
+            id: &self.id,
+            pid: if status == Status::Stopped { 0 } else { self.pid },
+            status: status.word(),
+            bundle: &self.bundle,
+            rootfs: &self.rootfs,
+            created: &self.created,
+            annotations: &self.annotations,
+            owner: "",
+        }
+    }
+}
+
+/// In this order: others match it as text.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct State<'a> {
+    #[serde(rename = "ociVersion")]
+    version: &'a str,
+    id: &'a str,
+    pid: i32,
+    status: &'static str,
+    bundle: &'a Path,
+    rootfs: &'a Path,
+    created: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
+    owner: &'static str,
+}
+
+impl State<'_> {
+    pub(crate) fn to_text(&self, pretty: bool) -> String {
+        let text =
+            if pretty { serde_json::to_string_pretty(self) } else { serde_json::to_string(self) };
+        text.unwrap_or_default() // strings and a number cannot fail
     }
 }
 

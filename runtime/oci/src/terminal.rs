@@ -50,9 +50,6 @@ fn send_fd(socket: &Path, fd: BorrowedFd<'_>, name: &[u8]) -> Result<(), Error> 
 pub(crate) fn attend(pid: i32, master: Option<OwnedFd>) -> Result<u8, Error> {
     let all: Vec<i32> = (1..32).filter(|s| ![libc::SIGKILL, libc::SIGSTOP].contains(s)).collect();
     let news = signals::signal_fd(&all).map_err(Error::system("signalfd"))?;
-    if let Some(master) = &master {
-        plain_newlines(master.as_fd());
-    }
     let _raw = master.as_ref().and_then(|m| Raw::enter(m.as_fd()));
     let mut open = [true, master.is_some()];
     loop {
@@ -143,8 +140,8 @@ fn copy_ready(master: &OwnedFd) -> bool {
     ready && copy(master.as_fd(), rustix::stdio::stdout())
 }
 
-/// The caller's terminal makes a carriage return of each newline already; a pipe wants none.
-fn plain_newlines(master: BorrowedFd<'_>) {
+/// Before the program writes: the caller's terminal makes a carriage return of each newline already; a pipe wants none.
+pub(crate) fn plain_newlines(master: BorrowedFd<'_>) {
     if let Ok(mut modes) = tcgetattr(master) {
         modes.output_modes.remove(OutputModes::ONLCR);
         let _ = tcsetattr(master, OptionalActions::Now, &modes);

@@ -7,12 +7,16 @@ use cgroup::{Hierarchies, Resources};
 
 use crate::cli::{Cli, UpdateArgs};
 use crate::error::Error;
-use crate::state;
+use crate::{scope, state};
 
 pub(crate) fn update(cli: &Cli, args: &UpdateArgs) -> Result<(), Error> {
     let record = state::load(cli, &args.id)?;
     let node = Hierarchies::detect()?;
-    let settings = cgroup::limits::settings(&resources(args)?, &node)?;
+    let resources = resources(args)?;
+    let settings = cgroup::limits::settings(&resources, &node)?;
+    if let Some(unit) = &record.scope {
+        scope::limit(unit, &resources, &node)?;
+    }
     Ok(node.apply(&record.cgroup, &settings)?)
 }
 

@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 use crate::cli::{Cli, EventsArgs, Format, ListArgs, PsArgs, ROOT};
 use crate::error::Error;
-use crate::state::{self, Record};
+use crate::state::{self, Record, Status};
 
 pub(crate) fn state(cli: &Cli, id: &str) -> Result<(), Error> {
     let record = state::load(cli, id)?;
     let status = record.status(cli, &Hierarchies::detect()?);
-    println!("{:#}", record.json(status));
+    println!("{}", record.state(status).to_text(true));
     Ok(())
 }
 
@@ -39,15 +39,12 @@ pub(crate) fn list(cli: &Cli, args: &ListArgs) -> Result<(), Error> {
         records.iter().for_each(|r| println!("{}", r.id));
         return Ok(());
     }
-    let rows: Vec<(Record, &str)> = records
-        .into_iter()
-        .map(|r| (r.status(cli, &node), r))
-        .map(|(s, r)| (r, s.word()))
-        .collect();
+    let rows: Vec<(Record, Status)> =
+        records.into_iter().map(|r| (r.status(cli, &node), r)).map(|(s, r)| (r, s)).collect();
     match args.format {
         Format::Json => {
-            let all: Vec<Value> = rows.iter().map(|(r, _)| r.json(r.status(cli, &node))).collect();
-            println!("{}", Value::from(all));
+            let all: Vec<String> = rows.iter().map(|(r, s)| r.state(*s).to_text(false)).collect();
+            println!("[{}]", all.join(","));
         }
         Format::Table => {
             println!(
@@ -59,7 +56,7 @@ pub(crate) fn list(cli: &Cli, args: &ListArgs) -> Result<(), Error> {
                     "{:<24} {:<8} {:<8} {:<40} {:<32} root",
                     r.id,
                     r.pid,
-                    status,
+                    status.word(),
                     r.bundle.display(),
                     r.created
                 );

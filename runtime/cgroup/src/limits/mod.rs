@@ -3,6 +3,8 @@
 mod v1;
 mod v2;
 
+pub use v2::weight;
+
 use crate::{Error, Hierarchies, Resources};
 
 /// What to do when the controller of a setting is not mounted.

@@ -31,8 +31,7 @@ pub(super) fn settings(r: &Resources) -> Result<Vec<Setting>, Error> {
 
 fn memory(m: &Memory, out: &mut Vec<Setting>) {
     let mut set = |file: &str, value: String| out.push(Setting::new("memory", file, value));
-    // Both ways round: raising needs memsw first, lowering needs the limit first. A fresh group has none,
-    // and an update of a live one writes the pair twice over; the kernel refuses only the impossible.
+    // Raising needs memsw first, lowering needs the limit first: `apply` tries again what came too early.
     if let Some(limit) = m.limit.filter(|l| *l != 0) {
         set("memory.limit_in_bytes", limit.to_string());
     }
@@ -48,7 +47,9 @@ fn memory(m: &Memory, out: &mut Vec<Setting>) {
     if m.disable_oom_killer == Some(true) {
         set("memory.oom_control", "1".into());
     }
-    if let Some(v) = m.swap.filter(|l| *l != 0) {
+    // No limit on memory means none on memory with swap, which else would be below it.
+    let swap = m.swap.filter(|l| *l != 0).or(m.limit.filter(|l| *l < 0));
+    if let Some(v) = swap {
         // The file is absent when the kernel does not account swap: nothing to limit then.
         out.push(Setting::new("memory", "memory.memsw.limit_in_bytes", v).or_ignore());
     }

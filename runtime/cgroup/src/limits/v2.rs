@@ -102,7 +102,7 @@ const DEFAULT_PERIOD_US: u64 = 100_000;
 
 /// v1 shares (2..=262144, default 1024) to v2 weight (1..=10000, default 100), on the curve that Kubernetes and
 /// the OCI runtimes agreed on in 2025: it maps default to default, which the older straight line did not.
-pub(super) fn weight(shares: u64) -> u64 {
+pub fn weight(shares: u64) -> u64 {
     let s = (shares.clamp(2, 262_144) as f64).log2();
     let exponent = (s * s + 125.0 * s) / 612.0 - 7.0 / 34.0;
     (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::hooks::{self, Hooks};
 use crate::options::{self, Propagation};
 use crate::spec::{self, Spec};
+use cgroup::unit::Unit;
 
 pub use mounts::{From, Mount, Node, NodeKind};
 pub use namespaces::{Mappings, Namespace, Namespaces, TimeOffset};
@@ -150,14 +151,13 @@ fn personality(p: &spec::Personality) -> Result<u64, Error> {
     }
 }
 
-/// The group that the specification names, or one named after the container.
+/// The group that the specification names (by its path, or as `slice:prefix:name` of systemd, who must have made it),
+/// or one named after the container.
 pub fn cgroup_path(path: Option<&str>, id: &str) -> Result<String, Error> {
     let path = path.filter(|p| !p.is_empty()).map_or_else(|| format!("/{id}"), str::to_owned);
-    if path.contains(':') {
-        return Err(Error::new(
-            "linux.cgroupsPath",
-            format!("{path:?} is for the systemd driver, not supported yet"),
-        ));
+    if Unit::is_form(&path) {
+        let unit = Unit::parse(&path);
+        return Ok(unit.map_err(|e| Error::new("linux.cgroupsPath", e.to_string()))?.group());
     }
     Ok(if path.starts_with('/') { path } else { format!("/{path}") })
 }

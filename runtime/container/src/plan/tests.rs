@@ -218,7 +218,9 @@ fn a_zero_byte_in_the_environment_is_refused() {
 fn the_cgroup_is_the_named_one_or_the_id() {
     assert_eq!(with("", "").expect("plan").cgroup, "/c1");
     assert_eq!(with(r#","cgroupsPath":"/a/b""#, "").expect("plan").cgroup, "/a/b");
-    assert!(with(r#","cgroupsPath":"a.slice:p:c""#, "").is_err());
+    let unit = with(r#","cgroupsPath":"a-b.slice:p:c""#, "").expect("plan").cgroup;
+    assert_eq!(unit, "/a.slice/a-b.slice/p-c.scope");
+    assert!(with(r#","cgroupsPath":"a:p:c""#, "").is_err());
 }
 
 #[test]

@@ -3,4 +3,5 @@
 mod bundle;
 mod cli;
 mod compatible;
+mod systemd;
 mod users;
