@@ -11,8 +11,8 @@ BIN := $(TARGET)/release
 # Debian packages, by what needs them.
 FOR_BUILD := gcc libc6-dev libseccomp-dev
 FOR_RUN := busybox-static iproute2 nftables nginx-light
-FOR_TEST := $(FOR_RUN) containernetworking-plugins crun dbus-daemon docker-registry golang-github-containers-common \
-	protobuf-compiler qemu-system-x86 runc
+FOR_TEST := $(FOR_RUN) chromium containernetworking-plugins crun curl dbus-daemon docker-registry \
+	golang-github-containers-common openssl prometheus protobuf-compiler qemu-system-x86 runc
 FOR_BENCH := $(FOR_TEST) containerd
 
 # E2e tests wait more than they compute.

@@ -20,10 +20,13 @@ use crate::error::Error;
 use crate::grpc;
 use crate::id::Id;
 use crate::locks::Locks;
+use crate::log::Levels;
+use crate::metrics::serve::Access;
 use crate::metrics::{self, Metrics};
 use crate::network::Network;
 use crate::sandbox::Sandbox;
 use crate::shims::Links;
+use crate::stats::{self, Stats};
 use crate::store::disk;
 use crate::store::operations::Operations;
 use crate::store::recover;
@@ -52,6 +55,8 @@ pub(crate) struct Ctx {
     pub(crate) locks: Locks,
     pub(crate) stops: Stops,
     pub(crate) metrics: Metrics,
+    pub(crate) stats: Stats,
+    pub(crate) levels: Levels,
     /// How many calls are under way.
     pub(crate) calls: watch::Sender<usize>,
     /// Held while a record is read, changed and written: an exit that a shim reports and the call
@@ -195,30 +200,33 @@ impl Ctx {
 pub(crate) struct App {
     ctx: Arc<Ctx>,
     listener: UnixListener,
-    metrics_listener: tokio::net::TcpListener,
+    metrics_listener: metrics::tls::Front,
+    access: Access,
     /// Held as long as the daemon lives: no second one on the same directories.
     _locks: [std::fs::File; 2],
 }
 
 impl App {
-    pub(crate) async fn build(config: Config) -> anyhow::Result<Self> {
+    pub(crate) async fn build(config: Config, levels: Levels) -> anyhow::Result<Self> {
         for dir in [config.root.clone(), config.state.join("pods")] {
             disk::create_dir(&dir)?;
         }
         let locks = [lock(&config.root)?, lock(&config.state)?];
-        let metrics = Metrics::new()?;
+        let metrics = Metrics::new(config.log.slow)?;
+        let access = Access::open(config.metrics.token_file.as_deref())?;
+        let tls = config.metrics.tls.as_ref().map(metrics::tls::acceptor).transpose()?;
         let shim = config.shim_binary();
         let cgroup = runtime::ShimCgroup { parent: config.runtime.shim_cgroup.clone() };
         let shims = runtime::Shims::open(&shim, cgroup)
             .with_context(|| format!("prepare the shim {}", shim.display()))?;
         let images = image::ImageService::open(image_config(&config)).await?;
-        let network = Network::open(&config).context("open the pod network")?;
-        metrics.add(network.families())?;
+        let network = Network::open(&config, &metrics.families).context("open the pod network")?;
         let seccomp = seccomp::Compiler::open(config.root.join("seccomp"))?;
         let recovered = recover::load(&config.state.join("pods"));
         let metrics_listener = tokio::net::TcpListener::bind(config.metrics_listen)
             .await
             .with_context(|| format!("listen on {} for metrics", config.metrics_listen))?;
+        let metrics_listener = metrics::tls::Front::new(metrics_listener, tls);
         let listener = bind(&config.listen)?;
         let ctx = Arc::new(Ctx {
             node: node_facts(),
@@ -233,11 +241,13 @@ impl App {
             locks: Locks::default(),
             stops: Stops::default(),
             metrics,
+            stats: Stats::default(),
+            levels,
             calls: watch::Sender::new(0),
             recording: Mutex::default(),
             config,
         });
-        Ok(Self { ctx, listener, metrics_listener, _locks: locks })
+        Ok(Self { ctx, listener, metrics_listener, access, _locks: locks })
     }
 
     /// Serves until SIGTERM or SIGINT, then lets calls under way finish. Containers stay.
@@ -249,14 +259,18 @@ impl App {
         let socket = self.ctx.config.listen.clone();
         tracing::info!(
             socket = %socket.display(),
-            metrics = %self.metrics_listener.local_addr()?,
+            metrics = %axum::serve::Listener::local_addr(&self.metrics_listener)?,
             version = env!("CARGO_PKG_VERSION"),
             "serving"
         );
         let mut served = tokio::spawn(grpc::serve(self.ctx.clone(), self.listener, stopping));
         let watched = self.ctx.clone();
         tokio::spawn(async move { watched.network.watch().await });
-        tokio::spawn(metrics::serve(self.ctx.clone(), self.metrics_listener));
+        stats::sampler::start(&self.ctx).context("start the sampler")?;
+        stats::census::start(&self.ctx).context("start the census")?;
+        tokio::spawn(metrics::timeline::watch(self.ctx.clone()));
+        tokio::spawn(metrics::logs::watch(self.ctx.clone()));
+        tokio::spawn(metrics::serve::serve(self.ctx.clone(), self.metrics_listener, self.access));
         // Nobody listens when the daemon is not under systemd.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         tokio::select! {

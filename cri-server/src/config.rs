@@ -24,9 +24,33 @@ pub(crate) struct Config {
     pub(crate) state: PathBuf,
     pub(crate) listen: PathBuf,
     pub(crate) metrics_listen: SocketAddr,
+    pub(crate) metrics: Metrics,
+    pub(crate) log: Log,
     pub(crate) images: Images,
     pub(crate) network: Network,
     pub(crate) runtime: Runtime,
+}
+
+/// Who may read metrics; `None` is no protection of that kind.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    pub(crate) token_file: Option<PathBuf>,
+    pub(crate) tls: Option<Tls>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Tls {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Log {
+    /// A filter that has been checked.
+    pub(crate) level: String,
+    pub(crate) format: crate::log::Format,
+    /// From when on an operation is logged as slow; `None` means never.
+    pub(crate) slow: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -140,6 +164,7 @@ struct Raw {
     network: RawNetwork,
     runtime: RawRuntime,
     metrics: RawMetrics,
+    log: RawLog,
 }
 
 #[derive(Debug, Deserialize)]
@@ -195,6 +220,17 @@ struct RawHandler {
 #[serde(deny_unknown_fields)]
 struct RawMetrics {
     listen: String,
+    token_file: PathBuf,
+    tls_certificate: PathBuf,
+    tls_key: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLog {
+    level: String,
+    format: String,
+    slow_operation_seconds: f64,
 }
 
 /// Every mistake that was found, one a line.
@@ -372,6 +408,23 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
     }
     let metrics = raw.metrics.listen.parse::<SocketAddr>();
     check("metrics.listen", metrics.as_ref().map(|_| ()).map_err(ToString::to_string));
+    let given = |path: &PathBuf| !path.as_os_str().is_empty();
+    let (certificate, key) = (&raw.metrics.tls_certificate, &raw.metrics.tls_key);
+    let both = given(certificate) == given(key);
+    check(
+        "metrics.tls_key",
+        both.then_some(()).ok_or("needs metrics.tls_certificate beside it, and that this".into()),
+    );
+    check("log.level", crate::log::parse(&raw.log.level).map(drop).map_err(|it| it.to_string()));
+    let format = match raw.log.format.as_str() {
+        "auto" => Ok(crate::log::Format::Auto),
+        "text" => Ok(crate::log::Format::Text),
+        "json" => Ok(crate::log::Format::Json),
+        other => Err(format!("{other:?} is none of auto, text, json")),
+    };
+    check("log.format", format.as_ref().map(drop).map_err(Clone::clone));
+    let slow = std::time::Duration::try_from_secs_f64(raw.log.slow_operation_seconds);
+    check("log.slow_operation_seconds", slow.as_ref().map(drop).map_err(ToString::to_string));
     let mode = raw.network.mode.parse::<Mode>();
     check("network.mode", mode.as_ref().map(|_| ()).map_err(Clone::clone));
     let mut cni = cni(&raw.network, &mut check);
@@ -408,7 +461,9 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
     if !mistakes.is_empty() {
         return Err(ConfigError { mistakes });
     }
-    let (Some(listen), Ok(metrics), Ok(mode)) = (socket, metrics, mode) else {
+    let (Some(listen), Ok(metrics), Ok(mode), Ok(format), Ok(slow)) =
+        (socket, metrics, mode, format, slow)
+    else {
         return Err(ConfigError { mistakes });
     };
     Ok(Config {
@@ -416,6 +471,14 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
         state,
         listen,
         metrics_listen: flags.metrics_listen.unwrap_or(metrics),
+        metrics: Metrics {
+            token_file: Some(raw.metrics.token_file).filter(given),
+            tls: given(&raw.metrics.tls_key).then_some(Tls {
+                certificate: raw.metrics.tls_certificate,
+                key: raw.metrics.tls_key,
+            }),
+        },
+        log: Log { level: raw.log.level, format, slow: (!slow.is_zero()).then_some(slow) },
         images: Images {
             certs_d: raw.images.certs_d,
             keep_blobs: raw.images.keep_blobs,

@@ -7,15 +7,18 @@ mod config;
 mod container;
 mod doctor;
 mod error;
+mod events;
 mod grpc;
 mod id;
 mod kept;
 mod locks;
+mod log;
 mod metrics;
 mod network;
 mod quantity;
 mod sandbox;
 mod shims;
+mod stats;
 mod store;
 
 use std::io::Write;
@@ -104,11 +107,18 @@ fn fail(code: u8, message: &str) -> ExitCode {
 }
 
 fn serve(config: config::Config) -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LAPSTRAKE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter = std::env::var("LAPSTRAKE_LOG").unwrap_or_else(|_| config.log.level.clone());
+    let filter = match log::parse(&filter) {
+        Ok(filter) => filter,
+        Err(error) => return fail(EX_USAGE, &format!("LAPSTRAKE_LOG: {error}")),
+    };
     let served = runtime_threads().and_then(|threads| {
-        let served = threads.block_on(async { app::App::build(config).await?.run().await });
+        let inside = threads.enter();
+        let log = log::start(filter, config.log.format);
+        drop(inside);
+        raise_descriptor_limit();
+        let levels = log.levels.clone();
+        let served = threads.block_on(async { app::App::build(config, levels).await?.run().await });
         // Work that hangs in the kernel must not keep the daemon from ending.
         threads.shutdown_background();
         served
@@ -128,6 +138,17 @@ fn reset_network(config: &config::Config) -> ExitCode {
             if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => fail(1, &format!("lapstrake network reset: {error:#}")),
+    }
+}
+
+/// Each pod takes some descriptors, and the soft limit of a login is for programs that use
+/// `select`. Containers get limits of their own.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "could not raise the limit of open files");
     }
 }
 

@@ -71,6 +71,19 @@ impl Links {
         links.get(id).map(watch::Sender::subscribe)
     }
 
+    /// How many there are in each state.
+    pub(crate) fn states(&self) -> [(&'static str, usize); 4] {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_state =
+            |fits: fn(&Link) -> bool| links.values().filter(|link| fits(&link.borrow())).count();
+        [
+            ("connecting", in_state(|link| matches!(link, Link::Connecting))),
+            ("live", in_state(|link| matches!(link, Link::Live(_)))),
+            ("silent", in_state(|link| matches!(link, Link::Silent))),
+            ("gone", in_state(|link| matches!(link, Link::Gone))),
+        ]
+    }
+
     fn forget(&self, id: &Id) {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.kept.drop_all(id);

@@ -19,6 +19,7 @@ mod registry;
 mod service;
 mod snapshot;
 mod store;
+mod weigh;
 
 pub use accounts::{Accounts, Group, User};
 pub use archive::Imported;

@@ -10,12 +10,15 @@ use std::{
 use futures::Stream;
 use hyper_util::rt::TokioIo;
 use proto::{
-    admin::v1::{ImportImagesRequest, ImportedImage, admin_client::AdminClient},
+    admin::v1::{
+        Event, ImportImagesRequest, ImportedImage, SetLogLevelRequest, WatchEventsRequest,
+        admin_client::AdminClient,
+    },
     cri::v1::{self as cri, image_service_client as image, runtime_service_client as runtime},
 };
 use tokio::net::UnixStream;
 use tonic::{
-    Code, Request, Response, Status,
+    Code, Request, Response, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
@@ -279,6 +282,19 @@ impl Client {
     ) -> Result<Vec<ImportedImage>, Error> {
         let mut service = self.admin.clone();
         Ok(answer("ImportImages", object, service.import_images(chunks)).await?.images)
+    }
+
+    /// Without a deadline: it lasts until somebody ends it.
+    pub(crate) async fn watch_events(&self) -> Result<Streaming<Event>, Error> {
+        let mut service = self.admin.clone();
+        answer("WatchEvents", "the node", service.watch_events(WatchEventsRequest {})).await
+    }
+
+    pub(crate) async fn set_log_level(&self, filter: &str) -> Result<(), Error> {
+        let mut service = self.admin.clone();
+        let request = within(CALL_DEADLINE, SetLogLevelRequest { filter: filter.to_owned() });
+        answer("SetLogLevel", filter, service.set_log_level(request)).await?;
+        Ok(())
     }
 }
 

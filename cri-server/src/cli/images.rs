@@ -381,6 +381,23 @@ quay.io/c            <none>  0123456789ab  4.3 MB"
 
     #[tonic::async_trait]
     impl Admin for Lengths {
+        type WatchEventsStream =
+            tokio_stream::Empty<Result<proto::admin::v1::Event, tonic::Status>>;
+
+        async fn watch_events(
+            &self,
+            _: tonic::Request<proto::admin::v1::WatchEventsRequest>,
+        ) -> Result<tonic::Response<Self::WatchEventsStream>, tonic::Status> {
+            Err(tonic::Status::unimplemented("not asked for here"))
+        }
+
+        async fn set_log_level(
+            &self,
+            _: tonic::Request<proto::admin::v1::SetLogLevelRequest>,
+        ) -> Result<tonic::Response<proto::admin::v1::SetLogLevelResponse>, tonic::Status> {
+            Err(tonic::Status::unimplemented("not asked for here"))
+        }
+
         async fn import_images(
             &self,
             request: tonic::Request<tonic::Streaming<ImportImagesRequest>>,

@@ -5,10 +5,12 @@
 
 mod client;
 mod console;
+mod events;
 mod exec;
 mod find;
 mod images;
 mod input;
+mod log_level;
 mod ps;
 mod rm;
 mod run;
@@ -33,6 +35,10 @@ pub(crate) enum Command {
     Exec(exec::Args),
     /// Stop and remove pods
     Rm(rm::Args),
+    /// Follow what happens to pods and containers
+    Events(events::Args),
+    /// Change what the running daemon logs
+    LogLevel(log_level::Args),
 }
 
 /// Why a verb failed, ready to be shown to the user.
@@ -79,6 +85,8 @@ pub(crate) async fn execute(command: Command) -> Result<ExitCode, Error> {
         Command::Ps(args) => ps::ps(&args).await,
         Command::Exec(args) => exec::exec(args).await,
         Command::Rm(args) => rm::rm(&args).await,
+        Command::Events(args) => events::events(&args).await,
+        Command::LogLevel(args) => log_level::log_level(&args).await,
     };
     Ok(done?)
 }

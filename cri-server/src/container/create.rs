@@ -11,6 +11,7 @@ use crate::app::Ctx;
 use crate::clock;
 use crate::error::Error;
 use crate::id::Id;
+use crate::metrics::timeline::Timeline;
 use crate::sandbox::Sandbox;
 use crate::sandbox::spec::NamespaceMode;
 use crate::sandbox::state::Phase as SandboxPhase;
@@ -60,10 +61,12 @@ async fn create_once(ctx: Arc<Ctx>, sandbox_id: Id, spec: Spec) -> Result<Id, Er
     let id =
         Id::random().map_err(|source| Error::io("read randomness from", "/dev/urandom", source))?;
     let container = plan(&ctx, &sandbox_id, id.clone(), spec, &image)?;
+    let mut timeline = Timeline::begin(&ctx, "create_container", id.to_string());
+    timeline.enter("record");
     let lock = ctx.locks.of(&id);
     let turn = lock.lock().await;
     let sandbox = register(&ctx, &container).inspect_err(|_| ctx.locks.forget(&id))?;
-    let result = bring_up(&ctx, &sandbox, &container, &image).await;
+    let result = bring_up(&ctx, &sandbox, &container, &image, &mut timeline).await;
     drop(turn);
     match result {
         Ok(()) => Ok(id),
@@ -159,10 +162,13 @@ async fn bring_up(
     sandbox: &Sandbox,
     container: &Container,
     image: &image::Image,
+    timeline: &mut Timeline,
 ) -> Result<(), Error> {
+    timeline.enter("spec");
     let bundle = ctx.bundle_dir(container);
     let seccomp_bpf = seccomp_program(ctx, &container.spec)?;
     write_config(ctx, sandbox, container, image, &bundle)?;
+    timeline.enter("snapshot");
     let snapshot = ctx.images.prepare(container.id.as_str(), &image.id).await?;
     let shim = ctx.live_shim(&sandbox.id).await?;
     if let Some(directory) = container.log_path.as_deref().and_then(Path::parent) {
@@ -185,6 +191,7 @@ async fn bring_up(
         seccomp_bpf,
         limits: runtime::LogLimits::default(),
     };
+    timeline.enter("shim");
     let pid = shim.create_container(request).await?.pid;
     ctx.change_phase(&container.id, |now| match now {
         Phase::Creating => Some(Phase::Created { pid }),

@@ -48,7 +48,15 @@ pub(crate) async fn exec_sync(
         output_cap: STREAM_MAX,
     };
     let shim = ctx.live_shim(&container.sandbox_id).await?;
-    match shim.exec_sync(request).await {
+    let done = shim.exec_sync(request).await;
+    let result = match &done {
+        Ok(output) if output.exit_code == 0 => "ok",
+        Ok(_) => "nonzero",
+        Err(error) if error.kind == runtime::ErrorKind::Timeout => "timeout",
+        Err(_) => "failed",
+    };
+    ctx.metrics.families.execs.with_label_values(&[result]).inc();
+    match done {
         Ok(output) => Ok(fitted(output)),
         Err(error) if error.kind == runtime::ErrorKind::Timeout => {
             Err(Error::ExecTimeout { id: container.id.to_string(), seconds })

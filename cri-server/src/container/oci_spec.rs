@@ -335,7 +335,7 @@ pub(crate) fn resources(given: &Resources, device_rules: &[Value], node: NodeFac
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::container::spec::Device;
     use crate::container::testing;
@@ -345,7 +345,7 @@ mod tests {
 
     const V1: NodeFacts = NodeFacts { cgroup_v2: false, swap_accounting: true };
 
-    fn sandbox() -> Sandbox {
+    pub(crate) fn sandbox() -> Sandbox {
         Sandbox {
             id: Id::parse(&"a".repeat(64)).unwrap(),
             spec: pod::Spec {

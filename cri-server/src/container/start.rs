@@ -7,6 +7,7 @@ use super::state_changes;
 use crate::app::Ctx;
 use crate::error::Error;
 use crate::id::Id;
+use crate::metrics::timeline::Timeline;
 
 pub(crate) async fn start(ctx: Arc<Ctx>, id: String) -> Result<(), Error> {
     let container = ctx.container(&id)?;
@@ -21,6 +22,8 @@ pub(crate) async fn start(ctx: Arc<Ctx>, id: String) -> Result<(), Error> {
             state: container.phase.word().to_owned(),
         });
     };
+    let mut timeline = Timeline::begin(&ctx, "start_container", container.id.to_string());
+    timeline.enter("shim");
     let shim = ctx.live_shim(&container.sandbox_id).await?;
     match shim.start_container(container.id.as_str()).await {
         Ok(started) => {

@@ -22,7 +22,7 @@ pub(crate) struct Exit {
 }
 
 /// Kubernetes shows these words; see `to_proto`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Reason {
     Completed,
     Error,

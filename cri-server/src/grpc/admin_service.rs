@@ -5,7 +5,9 @@ use proto::admin::v1::{self as admin};
 use tokio::io::AsyncWriteExt;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::event_stream;
 use super::observe::Service;
+use super::runtime_service::Items;
 use crate::error::Error;
 
 /// Bytes of an archive on their way from the client to the unpacker.
@@ -13,6 +15,8 @@ const PIPE_BYTES: usize = 1 << 20;
 
 #[tonic::async_trait]
 impl Admin for Service {
+    type WatchEventsStream = Items<admin::Event>;
+
     async fn import_images(
         &self,
         request: Request<Streaming<admin::ImportImagesRequest>>,
@@ -44,5 +48,30 @@ impl Admin for Service {
             Ok(admin::ImportImagesResponse { images })
         };
         self.attended("ImportImages", name.clone().unwrap_or_default(), work).await
+    }
+
+    async fn watch_events(
+        &self,
+        _: Request<admin::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        self.streamed("WatchEvents", async {
+            let dropped = self.ctx.metrics.families.events_dropped.clone();
+            Response::new(event_stream::watch(&self.ctx.world, dropped))
+        })
+        .await
+    }
+
+    async fn set_log_level(
+        &self,
+        request: Request<admin::SetLogLevelRequest>,
+    ) -> Result<Response<admin::SetLogLevelResponse>, Status> {
+        let filter = request.into_inner().filter;
+        self.attended("SetLogLevel", filter.clone(), async {
+            let set = self.ctx.levels.set(&filter);
+            set.map_err(|error| Error::invalid("filter", error.to_string()))?;
+            tracing::info!(%filter, "the log level was changed");
+            Ok(admin::SetLogLevelResponse {})
+        })
+        .await
     }
 }

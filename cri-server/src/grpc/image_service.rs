@@ -6,7 +6,8 @@ use proto::cri::v1::{self as cri};
 use tonic::{Request, Response, Status};
 
 use super::observe::Service;
-use super::runtime_service::{Items, unimplemented};
+use super::runtime_service::Items;
+use super::stream::chunked;
 use super::to_proto;
 use crate::clock;
 use crate::error::Error;
@@ -33,9 +34,22 @@ impl ImageService for Service {
 
     async fn stream_images(
         &self,
-        _: Request<cri::StreamImagesRequest>,
+        request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        unimplemented("StreamImages")
+        let filter = request.into_inner().filter.and_then(|filter| filter.image);
+        let wanted = filter.map(|spec| spec.image).unwrap_or_default();
+        self.streamed("StreamImages", async {
+            let images: Vec<_> = match wanted.as_str() {
+                "" => self.ctx.images.list().to_vec(),
+                wanted => self.ctx.images.find(wanted).into_iter().collect(),
+            };
+            chunked(
+                images,
+                |image| to_proto::image(image),
+                |images| cri::StreamImagesResponse { images },
+            )
+        })
+        .await
     }
 
     async fn image_status(

@@ -1,14 +1,18 @@
 //! The gRPC front: wire types stop here.
 
 mod admin_service;
+mod event_stream;
 mod from_proto;
 mod image_service;
 mod observe;
 mod runtime_service;
+mod stats_service;
 mod status;
+mod stream;
 mod to_proto;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use proto::admin::v1::admin_server::AdminServer;
 use proto::cri::v1::image_service_server::ImageServiceServer;
@@ -23,6 +27,26 @@ use crate::app::Ctx;
 /// Largest message either way: what the kubelet allows.
 const MESSAGE_MAX: usize = 16 << 20;
 
+/// What every line of the log about a call carries: a number of its own and, when the caller is in
+/// a trace (the kubelet sends one), that trace.
+fn span(number: u64, request: &axum::http::Request<()>) -> tracing::Span {
+    let header = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
+    let span = tracing::info_span!(
+        "call",
+        request = number,
+        method = tracing::field::Empty,
+        object = tracing::field::Empty,
+        trace_id = tracing::field::Empty,
+        parent_id = tracing::field::Empty,
+    );
+    if let Some((trace, parent)) = header.and_then(crate::log::trace_of) {
+        span.record("trace_id", trace).record("parent_id", parent);
+        #[cfg(feature = "otlp")]
+        crate::log::otlp::continue_trace(&span, trace, parent);
+    }
+    span
+}
+
 /// Serves until `stop` turns true, then until the calls under way have ended.
 pub(crate) async fn serve(
     ctx: Arc<Ctx>,
@@ -30,7 +54,9 @@ pub(crate) async fn serve(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
     let service = observe::Service::new(ctx);
+    let calls = AtomicU64::new(1);
     Server::builder()
+        .trace_fn(move |request| span(calls.fetch_add(1, Ordering::Relaxed), request))
         .add_service(
             RuntimeServiceServer::new(service.clone())
                 .max_decoding_message_size(MESSAGE_MAX)

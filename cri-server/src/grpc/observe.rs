@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tonic::{Code, Response, Status};
+use tracing::{Instrument, Span};
 
 use super::status;
 use crate::app::Ctx;
 use crate::error::Error;
+use crate::metrics::timeline;
 
 /// The service behind all gRPC services of the daemon.
 #[derive(Debug, Clone)]
@@ -35,7 +37,8 @@ impl Service {
     {
         let call = Call::begin(self.ctx.clone(), method, object);
         let work = work(self.ctx.clone());
-        let done = tokio::spawn(async move { call.end(work.await) }).await;
+        let work = async move { call.end(work.await) }.instrument(Span::current());
+        let done = tokio::spawn(work).await;
         done.unwrap_or_else(|_| Err(status::status(&Error::Panicked { operation: method })))
     }
 
@@ -50,6 +53,17 @@ impl Service {
         let result = work.await;
         call.end(result)
     }
+
+    /// Runs a call that answers with a stream; what is measured is the time to its first message.
+    pub(super) async fn streamed<T>(
+        &self,
+        method: &'static str,
+        work: impl Future<Output = Response<T>>,
+    ) -> Result<Response<T>, Status> {
+        let call = Call::begin(self.ctx.clone(), method, String::new());
+        let stream = work.await.into_inner();
+        call.end(Ok(stream))
+    }
 }
 
 /// One call from its begin to its end, also when the caller goes away in between.
@@ -59,13 +73,16 @@ struct Call {
     object: String,
     begun: Instant,
     code: Code,
+    number: u64,
 }
 
 impl Call {
     fn begin(ctx: Arc<Ctx>, method: &'static str, object: String) -> Self {
+        Span::current().record("method", method).record("object", &*object);
         ctx.metrics.begin(method);
+        let number = ctx.metrics.under_way.begin(method, object.clone());
         ctx.calls.send_modify(|calls| *calls += 1);
-        Self { ctx, method, object, begun: Instant::now(), code: Code::Cancelled }
+        Self { ctx, method, object, begun: Instant::now(), code: Code::Cancelled, number }
     }
 
     fn end<T>(mut self, result: Result<T, Error>) -> Result<Response<T>, Status> {
@@ -99,6 +116,9 @@ impl Drop for Call {
         }
         let elapsed = self.begun.elapsed();
         self.ctx.metrics.end(self.method, self.code, elapsed);
+        if let Some(slow) = self.ctx.metrics.under_way.end(self.number, Vec::new()) {
+            timeline::tell(&self.ctx, &slow);
+        }
         self.ctx.calls.send_modify(|calls| *calls -= 1);
         tracing::debug!(
             method = self.method,

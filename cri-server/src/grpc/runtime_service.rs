@@ -1,6 +1,7 @@
 //! `RuntimeService`: one short method per RPC: parse, call the verb, answer.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures::Stream;
 use proto::cri::v1::runtime_service_server::RuntimeService;
@@ -8,8 +9,11 @@ use proto::cri::v1::{self as cri};
 use serde_json::json;
 use tonic::{Request, Response, Status};
 
-use super::from_proto::{self, filter::Candidate};
+use super::event_stream::{self, event_stream};
+use super::from_proto::{self, filter::Filter};
 use super::observe::Service;
+use super::stats_service::{container_candidate, sandbox_candidate};
+use super::stream::chunked;
 use super::to_proto;
 use crate::container;
 use crate::error::Error;
@@ -139,17 +143,8 @@ impl RuntimeService for Service {
     ) -> Result<Response<cri::ListPodSandboxResponse>, Status> {
         let filter = from_proto::filter::sandboxes(request.into_inner().filter);
         self.attended("ListPodSandbox", String::new(), async {
-            let snapshot = self.ctx.world.snapshot();
-            let shown = snapshot.sandboxes.values().filter(|sandbox| {
-                sandbox.phase.is_shown()
-                    && filter.matches(&Candidate {
-                        id: sandbox.id.as_str(),
-                        sandbox_id: sandbox.id.as_str(),
-                        state: to_proto::sandbox_state(sandbox.phase).into(),
-                        labels: &sandbox.spec.labels,
-                    })
-            });
-            let items = shown.map(|sandbox| to_proto::sandbox_item(sandbox)).collect();
+            let shown = self.shown_sandboxes(&filter);
+            let items = shown.iter().map(|sandbox| to_proto::sandbox_item(sandbox)).collect();
             Ok(cri::ListPodSandboxResponse { items })
         })
         .await
@@ -210,17 +205,8 @@ impl RuntimeService for Service {
     ) -> Result<Response<cri::ListContainersResponse>, Status> {
         let filter = from_proto::filter::containers(request.into_inner().filter);
         self.attended("ListContainers", String::new(), async {
-            let snapshot = self.ctx.world.snapshot();
-            let shown = snapshot.containers.values().filter(|container| {
-                container.phase.is_shown()
-                    && filter.matches(&Candidate {
-                        id: container.id.as_str(),
-                        sandbox_id: container.sandbox_id.as_str(),
-                        state: to_proto::container_state(&container.phase).into(),
-                        labels: &container.spec.labels,
-                    })
-            });
-            let containers = shown.map(|container| to_proto::container_item(container)).collect();
+            let shown = self.shown_containers(&filter);
+            let containers = shown.iter().map(|it| to_proto::container_item(it)).collect();
             Ok(cri::ListContainersResponse { containers })
         })
         .await
@@ -305,30 +291,46 @@ impl RuntimeService for Service {
 
     async fn container_stats(
         &self,
-        _: Request<cri::ContainerStatsRequest>,
+        request: Request<cri::ContainerStatsRequest>,
     ) -> Result<Response<cri::ContainerStatsResponse>, Status> {
-        unimplemented("ContainerStats")
+        let id = request.into_inner().container_id;
+        self.attended("ContainerStats", id.clone(), self.stats_of_container(&id)).await
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<cri::ListContainerStatsRequest>,
+        request: Request<cri::ListContainerStatsRequest>,
     ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
-        unimplemented("ListContainerStats")
+        let filter = from_proto::filter::container_stats(request.into_inner().filter);
+        self.attended("ListContainerStats", String::new(), async {
+            let measured = self.measured().await;
+            let containers = measured.containers(&filter);
+            let stats = containers.iter().map(|it| measured.view().container(it)).collect();
+            Ok(cri::ListContainerStatsResponse { stats })
+        })
+        .await
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<cri::PodSandboxStatsRequest>,
+        request: Request<cri::PodSandboxStatsRequest>,
     ) -> Result<Response<cri::PodSandboxStatsResponse>, Status> {
-        unimplemented("PodSandboxStats")
+        let id = request.into_inner().pod_sandbox_id;
+        self.attended("PodSandboxStats", id.clone(), self.stats_of_sandbox(&id)).await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<cri::ListPodSandboxStatsRequest>,
+        request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Result<Response<cri::ListPodSandboxStatsResponse>, Status> {
-        unimplemented("ListPodSandboxStats")
+        let filter = from_proto::filter::sandbox_stats(request.into_inner().filter);
+        self.attended("ListPodSandboxStats", String::new(), async {
+            let measured = self.measured().await;
+            let sandboxes = measured.sandboxes(&filter);
+            let stats = sandboxes.iter().map(|it| measured.view().sandbox(it)).collect();
+            Ok(cri::ListPodSandboxStatsResponse { stats })
+        })
+        .await
     }
 
     async fn checkpoint_container(
@@ -356,14 +358,24 @@ impl RuntimeService for Service {
         &self,
         _: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
-        unimplemented("ListMetricDescriptors")
+        self.attended("ListMetricDescriptors", String::new(), async {
+            let descriptors = to_proto::stats::descriptors();
+            Ok(cri::ListMetricDescriptorsResponse { descriptors })
+        })
+        .await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
-        unimplemented("ListPodSandboxMetrics")
+        self.attended("ListPodSandboxMetrics", String::new(), async {
+            let measured = self.measured().await;
+            let sandboxes = measured.sandboxes(&Filter::default());
+            let pod_metrics = sandboxes.iter().map(|it| measured.view().metrics(it)).collect();
+            Ok(cri::ListPodSandboxMetricsResponse { pod_metrics })
+        })
+        .await
     }
 
     async fn update_pod_sandbox_resources(
@@ -375,48 +387,90 @@ impl RuntimeService for Service {
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        unimplemented("StreamPodSandboxes")
+        let filter = from_proto::filter::sandboxes(request.into_inner().filter);
+        self.streamed("StreamPodSandboxes", async {
+            chunked(
+                self.shown_sandboxes(&filter),
+                |sandbox| to_proto::sandbox_item(sandbox),
+                |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes },
+            )
+        })
+        .await
     }
 
     async fn stream_containers(
         &self,
-        _: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        unimplemented("StreamContainers")
+        let filter = from_proto::filter::containers(request.into_inner().filter);
+        self.streamed("StreamContainers", async {
+            chunked(
+                self.shown_containers(&filter),
+                |container| to_proto::container_item(container),
+                |containers| cri::StreamContainersResponse { containers },
+            )
+        })
+        .await
     }
 
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        unimplemented("StreamContainerStats")
+        let filter = from_proto::filter::container_stats(request.into_inner().filter);
+        self.streamed("StreamContainerStats", self.container_stats_stream(&filter)).await
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        unimplemented("StreamPodSandboxStats")
+        let filter = from_proto::filter::sandbox_stats(request.into_inner().filter);
+        self.streamed("StreamPodSandboxStats", self.sandbox_stats_stream(&filter)).await
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        unimplemented("StreamPodSandboxMetrics")
+        self.streamed("StreamPodSandboxMetrics", self.metrics_stream()).await
     }
 
     async fn get_container_events(
         &self,
         _: Request<cri::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        unimplemented("GetContainerEvents")
+        self.streamed("GetContainerEvents", async {
+            let dropped = self.ctx.metrics.families.events_dropped.clone();
+            Response::new(event_stream(
+                self.ctx.world.events().subscribe(),
+                dropped,
+                event_stream::wire,
+            ))
+        })
+        .await
     }
 }
 
 impl Service {
+    fn shown_sandboxes(&self, filter: &Filter) -> Vec<Arc<sandbox::Sandbox>> {
+        let snapshot = self.ctx.world.snapshot();
+        let shown = snapshot.sandboxes.values().filter(|sandbox| {
+            sandbox.phase.is_shown() && filter.matches(&sandbox_candidate(sandbox))
+        });
+        shown.cloned().collect()
+    }
+
+    fn shown_containers(&self, filter: &Filter) -> Vec<Arc<container::Container>> {
+        let snapshot = self.ctx.world.snapshot();
+        let shown = snapshot.containers.values().filter(|container| {
+            container.phase.is_shown() && filter.matches(&container_candidate(container))
+        });
+        shown.cloned().collect()
+    }
+
     fn node_status(&self, verbose: bool) -> cri::StatusResponse {
         let condition = |kind: &str, result: Result<(), String>| cri::RuntimeCondition {
             r#type: kind.into(),
@@ -467,11 +521,15 @@ impl Service {
         &self,
         request: &cri::PodSandboxStatusRequest,
     ) -> Result<cri::PodSandboxStatusResponse, Error> {
+        // Before the look: the kubelet keeps what is newest, and this answer may be older than an
+        // event that is sent meanwhile.
+        let timestamp = self.ctx.world.events().now_ns();
         let snapshot = self.ctx.world.snapshot();
         let sandbox = snapshot
             .sandbox(&request.pod_sandbox_id)
             .filter(|sandbox| sandbox.phase.is_shown())
             .ok_or_else(|| Error::no_sandbox(&*request.pod_sandbox_id))?;
+        let members = snapshot.containers_of(&sandbox.id).filter(|it| it.phase.is_shown());
         let info = json!({
             "pid": sandbox.pause_pid,
             "cgroupParent": sandbox.cgroup_parent,
@@ -483,7 +541,8 @@ impl Service {
                 true => [("info".to_owned(), info.to_string())].into(),
                 false => [].into(),
             },
-            ..Default::default()
+            containers_statuses: members.map(|it| to_proto::container_status(it)).collect(),
+            timestamp,
         })
     }
 

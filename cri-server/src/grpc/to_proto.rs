@@ -1,5 +1,7 @@
 //! Inside to wire: the only place that builds CRI answers.
 
+pub(super) mod stats;
+
 use std::path::Path;
 
 use proto::cri::v1 as cri;

@@ -24,6 +24,7 @@ use prometheus::{IntCounter, IntGauge};
 use crate::config::Config;
 use crate::error::Error;
 use crate::id::Id;
+use crate::metrics::families::Families;
 use crate::sandbox::Sandbox;
 use bridge::Bridge;
 use mode::{Maker, Mode};
@@ -68,7 +69,7 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
+    pub(crate) fn open(config: &Config, families: &Families) -> anyhow::Result<Self> {
         let bridge = Bridge::open(config)?;
         let plugins = Plugins::open(&config.root, &config.network)?;
         let of_bridge = bridge.pods().into_iter().map(|id| (id, Maker::Bridge));
@@ -79,20 +80,9 @@ impl Network {
             bridge,
             plugins,
             template: config.network.cni.conf_template.clone(),
-            repairs: IntCounter::new(
-                "lapstrake_network_repairs_total",
-                "Bridges, firewall tables and elements that others had removed and that were put back.",
-            )?,
-            debts: IntGauge::new(
-                "lapstrake_network_debt",
-                "Removed pods whose network the plugins did not take back yet.",
-            )?,
+            repairs: families.network_repairs.clone(),
+            debts: families.network_debt.clone(),
         })
-    }
-
-    /// The metric families of the network.
-    pub(crate) fn families(&self) -> [Box<dyn prometheus::core::Collector>; 2] {
-        [Box::new(self.repairs.clone()), Box::new(self.debts.clone())]
     }
 
     /// Why pods cannot have a network, if so. Does not look at the kernel.

@@ -11,6 +11,7 @@ use crate::app::Ctx;
 use crate::clock;
 use crate::error::Error;
 use crate::id::Id;
+use crate::metrics::timeline::Timeline;
 use crate::store::disk;
 use crate::store::operations::Key;
 
@@ -49,12 +50,14 @@ async fn run_once(ctx: Arc<Ctx>, spec: Spec) -> Result<Id, Error> {
     let id =
         Id::random().map_err(|source| Error::io("read randomness from", "/dev/urandom", source))?;
     let sandbox = plan(&ctx, id.clone(), spec)?;
+    let mut timeline = Timeline::begin(&ctx, "run_pod_sandbox", id.to_string());
+    timeline.enter("record");
     let dir = ctx.sandbox_dir(&id);
     for part in [dir.join("shm"), dir.join("rootfs"), dir.join("containers")] {
         disk::create_dir(&part)?;
     }
     ctx.add_sandbox(sandbox.clone())?;
-    match bring_up(&ctx, sandbox, &dir).await {
+    match bring_up(&ctx, sandbox, &dir, &mut timeline).await {
         Ok(()) => Ok(id),
         Err(cause) => Err(match teardown::remove(&ctx, &id).await {
             Ok(()) => cause,
@@ -117,7 +120,13 @@ fn node_hostname() -> Result<String, Error> {
     Ok(text.trim().to_owned())
 }
 
-async fn bring_up(ctx: &Arc<Ctx>, mut sandbox: Sandbox, dir: &Path) -> Result<(), Error> {
+async fn bring_up(
+    ctx: &Arc<Ctx>,
+    mut sandbox: Sandbox,
+    dir: &Path,
+    timeline: &mut Timeline,
+) -> Result<(), Error> {
+    timeline.enter("network_and_shim");
     // The shim starts while the network is made: neither needs the other.
     let (network, shim) =
         tokio::join!(network(ctx, &sandbox), ctx.shims.spawn(sandbox.id.as_str(), dir));
@@ -125,6 +134,7 @@ async fn bring_up(ctx: &Arc<Ctx>, mut sandbox: Sandbox, dir: &Path) -> Result<()
     let shim = shim.inspect(|shim| ctx.adopt_shim(&sandbox.id, shim.clone()));
     let (netns, addresses) = network?;
     let shim = shim?;
+    timeline.enter("files");
     sandbox.addresses = addresses;
     write_files(&sandbox, dir)?;
     if let Some(log_directory) = &sandbox.spec.log_directory {
@@ -135,10 +145,12 @@ async fn bring_up(ctx: &Arc<Ctx>, mut sandbox: Sandbox, dir: &Path) -> Result<()
         NamespaceMode::Node => 0,
         _ => SHM_BYTES,
     };
+    timeline.enter("pause");
     let request =
         runtime::CreateSandbox { id: sandbox.id.to_string(), bundle: dir.to_owned(), shm_size };
     let pause_pid = shim.create_sandbox(request, netns).await?.pause_pid;
     ctx.keep(&shim, &sandbox.id, &sandbox.id);
+    timeline.enter("ready");
     ctx.change_sandbox(&sandbox.id, |known| {
         known.addresses = sandbox.addresses;
         known.pause_pid = pause_pid;

@@ -13,6 +13,7 @@ use crate::app::Ctx;
 use crate::container;
 use crate::error::Error;
 use crate::id::Id;
+use crate::metrics::timeline::Timeline;
 use crate::shims::{self, Reach};
 use crate::store::disk;
 
@@ -32,11 +33,16 @@ async fn stop_locked(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
         Phase::Starting => enter(ctx, id, Phase::Removing),
         Phase::Ready | Phase::Failed | Phase::Stopping => enter(ctx, id, Phase::Stopping),
     }
+    let mut timeline = Timeline::begin(ctx, "stop_pod_sandbox", id.to_string());
+    timeline.enter("processes");
     end_processes(ctx, &sandbox).await?;
+    timeline.enter("network");
     if sandbox.spec.network != NamespaceMode::Node {
         ctx.network.detach(id, &sandbox.spec.metadata.pod()).await?;
     }
+    timeline.enter("shim");
     end_shim(ctx, id).await?;
+    timeline.enter("record");
     if sandbox.phase.is_shown() {
         enter(ctx, id, Phase::NotReady);
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use tracing::Instrument;
 
 use crate::container;
 use crate::error::Error;
@@ -73,11 +74,13 @@ impl Operations {
             return (*known == wish).then(|| outcome.clone());
         }
         let (registry, name) = (self.running.clone(), key.clone());
-        let task = tokio::spawn(async move {
+        let work = async move {
             let result = work.await.map_err(Arc::new);
             registry.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
             result
-        });
+        };
+        // Its lines in the log are those of the call that began it.
+        let task = tokio::spawn(work.in_current_span());
         // A panic skips the removal above, so it is repeated here.
         let (registry, name) = (self.running.clone(), key.clone());
         let outcome = async move {

@@ -108,8 +108,21 @@ pub(crate) async fn resume(ctx: &Arc<Ctx>) {
             tokio::spawn(async move { report(container::remove::down(&ctx, &id).await, &id) });
         }
     }
+    let families = &ctx.metrics.families;
+    let count = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
+    families.recovered.with_label_values(&["sandbox"]).set(count(snapshot.sandboxes.len()));
+    families.recovered.with_label_values(&["container"]).set(count(snapshot.containers.len()));
+    families.quarantined.set(count(quarantined(&ctx.config.state.join("pods"))));
     collect(ctx).await;
     tokio::spawn(finish_later(ctx.clone()));
+}
+
+/// Records that were put aside.
+fn quarantined(pods: &Path) -> usize {
+    let pods = subdirectories(pods);
+    let bundles = pods.iter().flat_map(|pod| subdirectories(&pod.join("containers")));
+    let all = pods.iter().cloned().chain(bundles.collect::<Vec<_>>());
+    all.filter(|dir| dir.join(QUARANTINED).exists()).count()
 }
 
 /// How often what could not be taken down is tried again.
@@ -120,6 +133,11 @@ const RETRY_EVERY: Duration = Duration::from_secs(10);
 async fn finish_later(ctx: Arc<Ctx>) {
     loop {
         tokio::time::sleep(RETRY_EVERY).await;
+        // Records are put aside at the start only, and somebody may have looked at them since.
+        if ctx.metrics.families.quarantined.get() > 0 {
+            let left = quarantined(&ctx.config.state.join("pods"));
+            ctx.metrics.families.quarantined.set(i64::try_from(left).unwrap_or(i64::MAX));
+        }
         let snapshot = ctx.world.snapshot();
         for container in snapshot.containers.values() {
             if container.phase == container::state::Phase::Removing {
@@ -142,7 +160,10 @@ async fn collect(ctx: &Arc<Ctx>) {
     let pods = subdirectories(&ctx.config.state.join("pods"));
     match ctx.network.collect(pods.iter().map(|pod| name(pod)).collect()).await {
         Ok(0) => {}
-        Ok(count) => tracing::info!(count, "found networks of pods that are gone"),
+        Ok(count) => {
+            ctx.metrics.families.leaked.with_label_values(&["address"]).inc_by(count as u64);
+            tracing::info!(count, "found networks of pods that are gone");
+        }
         Err(error) => tracing::error!(%error, "could not collect leaked network objects"),
     }
     let bundles: Vec<_> =
@@ -150,6 +171,7 @@ async fn collect(ctx: &Arc<Ctx>) {
     let known: Vec<_> = bundles.iter().map(|bundle| name(bundle)).collect();
     let leaked: Vec<_> =
         ctx.images.prepared().into_iter().filter(|id| !known.contains(id)).collect();
+    ctx.metrics.families.leaked.with_label_values(&["layer"]).inc_by(leaked.len() as u64);
     let images = ctx.images.clone();
     tokio::spawn(async move {
         for id in leaked {

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::container::Container;
+use crate::events::{Event, Events};
 use crate::id::Id;
 use crate::sandbox::Sandbox;
 use crate::sandbox::spec::Metadata;
@@ -61,12 +62,18 @@ pub(crate) struct World {
     /// Writers take turns; held only for the change itself.
     turn: Mutex<()>,
     changes: watch::Sender<u64>,
+    events: Events,
 }
 
 impl World {
     pub(crate) fn new(snapshot: Snapshot) -> Self {
         let changes = watch::Sender::new(0);
-        Self { snapshot: ArcSwap::from_pointee(snapshot), turn: Mutex::default(), changes }
+        Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            turn: Mutex::default(),
+            changes,
+            events: Events::default(),
+        }
     }
 
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
@@ -76,12 +83,27 @@ impl World {
     pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Snapshot) -> R) -> R {
         // A panic inside a change leaves the old snapshot in place, so the lock is still good.
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = Snapshot::clone(&self.snapshot.load());
+        let before = self.snapshot.load_full();
+        let mut next = Snapshot::clone(&before);
         let result = change(&mut next);
-        self.snapshot.store(Arc::new(next));
+        let next = Arc::new(next);
+        self.snapshot.store(next.clone());
+        // Within the turn, so that events are in the order of the changes.
+        self.events.send(&before, &next);
         drop(turn);
         self.changes.send_modify(|version| *version += 1);
         result
+    }
+
+    /// What is there and what happens from then on, with no change lost between the two; and the
+    /// number of the last event before.
+    pub(crate) fn follow(&self) -> (Arc<Snapshot>, u64, broadcast::Receiver<Arc<Event>>) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.snapshot(), self.events.number(), self.events.subscribe())
+    }
+
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
     }
 
     /// Wakes at every change from now on.

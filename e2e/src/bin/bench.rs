@@ -14,8 +14,13 @@ use k8s_cri::v1 as cri;
 /// Enough for a steady median; the whole takes well under a minute per runtime.
 const ROUNDS: usize = 40;
 
-/// Pods at rest while memory is weighed.
-const RESIDENT_PODS: usize = 20;
+/// Pods at rest while memory is weighed and numbers are asked for. `BENCH_PODS` says otherwise.
+const RESIDENT_PODS: usize = 60;
+
+fn resident_pods() -> usize {
+    let wanted = std::env::var("BENCH_PODS").ok();
+    wanted.and_then(|it| it.parse().ok()).unwrap_or(RESIDENT_PODS)
+}
 
 #[tokio::main]
 async fn main() {
@@ -58,30 +63,54 @@ async fn measure(name: &str, cri: &Cri, daemon: i32, shims: &dyn Fn() -> Vec<i32
         round(cri, &format!("round-{number}"), &mut times).await;
     }
     println!("{name}");
-    for (step, times) in &mut times.0 {
-        times.sort();
-        let at = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f64() * 1e3;
-        println!("  {:24} p50 {:8.2}  p95 {:8.2}  max {:8.2}", &step[2..], at(50), at(95), at(100));
-    }
+    times.print();
 
-    let mut pods = Vec::new();
-    for number in 0..RESIDENT_PODS {
+    let mut resident = Vec::new();
+    for number in 0..resident_pods() {
         let pod = Pod::run(cri, pod(&format!("rest-{number}"))).await.expect("RunPodSandbox");
         pod.start(&sleeper()).await;
-        pods.push(pod);
+        resident.push(pod);
     }
+    numbers(cri).await;
     let shims = shims();
     let total: u64 = shims.iter().map(|it| host::pss_kib(*it)).sum();
-    println!("  daemon PSS {} KiB with {RESIDENT_PODS} pods", host::pss_kib(daemon));
-    println!(
-        "  shim PSS   {} KiB per pod ({} processes)\n",
-        total / RESIDENT_PODS as u64,
-        shims.len()
-    );
-    for pod in pods {
+    let pods = resident_pods();
+    println!("  daemon PSS {} KiB with {pods} pods", host::pss_kib(daemon));
+    println!("  daemon CPU {:.2} % of a core at rest", cpu_share(daemon).await * 100.0);
+    println!("  shim PSS   {} KiB per pod ({} processes)\n", total / pods as u64, shims.len());
+    for pod in resident {
         pod.stop().await;
         pod.remove().await;
     }
+}
+
+/// How much of a core a process uses when nobody asks it for anything: half a minute of it.
+async fn cpu_share(pid: i32) -> f64 {
+    let used = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+        // utime and stime, in hundredths of a second.
+        fields.skip(11).take(2).map(|it| it.parse::<f64>().unwrap() / 100.0).sum::<f64>()
+    };
+    let (before, began) = (used(), Instant::now());
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    (used() - before) / began.elapsed().as_secs_f64()
+}
+
+/// Asks for the numbers of all containers and pods at rest.
+async fn numbers(cri: &Cri) {
+    let mut times = Times::default();
+    for _ in 0..ROUNDS {
+        let ask = cri::ListContainerStatsRequest { filter: None };
+        let mut runtime = cri.runtime.clone();
+        let stats = times.of("1 ListContainerStats", runtime.list_container_stats(ask)).await;
+        assert_eq!(stats.unwrap().into_inner().stats.len(), resident_pods());
+        let ask = cri::ListPodSandboxStatsRequest { filter: None };
+        let mut runtime = cri.runtime.clone();
+        let stats = times.of("2 ListPodSandboxStats", runtime.list_pod_sandbox_stats(ask)).await;
+        assert_eq!(stats.unwrap().into_inner().stats.len(), resident_pods());
+    }
+    times.print();
 }
 
 async fn round(cri: &Cri, name: &str, times: &mut Times) {
@@ -112,6 +141,15 @@ fn sleeper() -> e2e::ContainerSpec {
 struct Times(BTreeMap<&'static str, Vec<Duration>>);
 
 impl Times {
+    fn print(&mut self) {
+        for (step, times) in &mut self.0 {
+            times.sort();
+            let at = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f64() * 1e3;
+            let (name, p50, p95, max) = (&step[2..], at(50), at(95), at(100));
+            println!("  {name:24} p50 {p50:8.2}  p95 {p95:8.2}  max {max:8.2}");
+        }
+    }
+
     async fn of<T>(&mut self, step: &'static str, work: impl Future<Output = T>) -> T {
         let began = Instant::now();
         let result = work.await;

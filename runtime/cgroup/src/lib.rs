@@ -9,6 +9,7 @@ pub mod group;
 pub mod hierarchy;
 pub mod kill;
 pub mod limits;
+pub mod meter;
 pub mod oom;
 pub mod resources;
 pub mod stats;
@@ -20,6 +21,7 @@ mod sys;
 pub use group::{Joins, Removal};
 pub use hierarchy::{Driver, Hierarchies, driver};
 pub use limits::{Missing, Setting, weight};
+pub use meter::Meter;
 pub use resources::Resources;
 pub use stats::Stats;
 

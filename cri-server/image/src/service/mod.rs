@@ -19,6 +19,7 @@ use crate::digest::{ChainId, Digest, ImageId};
 use crate::error::Error;
 use crate::fetch::{Announced, Ready, Turns};
 use crate::flight::{Flights, Landed};
+use crate::layer::Usage;
 use crate::reference::Reference;
 use crate::registry::{Auth, Clients};
 use crate::snapshot::Snapshot;
@@ -153,6 +154,21 @@ impl ImageService {
     pub async fn discard(&self, container_id: &str) -> Result<(), Error> {
         let (core, id) = (Arc::clone(&self.core), container_id.to_owned());
         blocking("discarding a container", move || crate::snapshot::discard(&core, &id)).await
+    }
+
+    /// Where all containers write.
+    pub fn writable_root(&self) -> PathBuf {
+        self.core.layout.containers()
+    }
+
+    /// Where one container writes: a directory on the file system that its space is taken from.
+    pub fn writable(&self, container_id: &str) -> PathBuf {
+        self.core.layout.containers().join(container_id).join("upper")
+    }
+
+    /// What a container has written, measured now: a walk over its own files, so it blocks.
+    pub fn weigh(&self, container_id: &str) -> std::io::Result<Usage> {
+        crate::weigh::weigh(&self.writable(container_id))
     }
 
     /// Containers that hold layers, as found on disk and made since.

@@ -51,6 +51,25 @@ pub(crate) fn containers(filter: Option<cri::ContainerFilter>) -> Filter {
     }
 }
 
+pub(crate) fn sandbox_stats(filter: Option<cri::PodSandboxStatsFilter>) -> Filter {
+    let filter = filter.unwrap_or_default();
+    Filter {
+        id: filter.id,
+        labels: filter.label_selector.into_iter().collect(),
+        ..Filter::default()
+    }
+}
+
+pub(crate) fn container_stats(filter: Option<cri::ContainerStatsFilter>) -> Filter {
+    let filter = filter.unwrap_or_default();
+    Filter {
+        id: filter.id,
+        sandbox_id: filter.pod_sandbox_id,
+        labels: filter.label_selector.into_iter().collect(),
+        ..Filter::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,91 @@
+//! The page of the node, in a real browser without a screen.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use e2e::pod::SOON;
+use e2e::{Node, container, http, image, pod, wait};
+use serde_json::Value;
+
+use crate::metrics::address;
+
+/// An answer must stay small enough for a telephone far away.
+const PAGE_BYTES_MAX: usize = 100 << 10;
+
+/// What a hostile owner of a pod might call it.
+const HOSTILE: &str = "<img src=x onerror=document.title='owned'>";
+
+/// Runs Chromium on the page. `what`: what it is to do with it.
+fn chromium(address: &str, profile: &std::path::Path, what: &[&str]) -> String {
+    let output = Command::new("timeout")
+        .args(["90", "chromium", "--headless=new", "--no-sandbox", "--disable-gpu"])
+        .args(["--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"])
+        .args(["--disable-component-update", "--hide-scrollbars", "--virtual-time-budget=4000"])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .args(what)
+        .arg(format!("http://{address}/"))
+        .output()
+        .expect("chromium is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[tokio::test]
+async fn the_page_shows_the_node_and_runs_no_name_of_a_pod() {
+    let node = Node::with_busybox().await;
+    let talker = node.run_pod(pod("talker")).await;
+    let shell = "while :; do :; done";
+    talker.start(&container("main", image::BUSYBOX).shell(shell)).await;
+    let failed = talker.start(&container("failed", image::BUSYBOX).command(&["false"])).await;
+    failed.exited().await;
+    let mut spec = container(HOSTILE, image::BUSYBOX).command(&["sleep", "1000"]);
+    spec.config.log_path.clear();
+    let mut hostile = pod("hostile");
+    hostile.metadata().namespace = HOSTILE.to_owned();
+    let hostile = node.run_pod(hostile).await;
+    hostile.start(&spec).await;
+    let address = address(&node);
+    wait::until("curves", SOON, || {
+        let data = http::request("GET", &address, "/page.json", &[], &[]);
+        let data: Value = serde_json::from_slice(&data.body).unwrap();
+        let pods = data["pods"].as_array().unwrap();
+        pods.iter().all(|pod| pod["cpuTrail"].as_array().unwrap().len() >= 2).then_some(())
+    });
+    let page = http::request("GET", &address, "/", &[], &[]);
+    assert_eq!(page.status, 200);
+    assert!(page.body.len() < PAGE_BYTES_MAX, "{} bytes", page.body.len());
+    let source = String::from_utf8_lossy(&page.body);
+    let foreign = ["src=\"http", "href=\"http", "@import", "url(http"];
+    assert!(foreign.iter().all(|it| !source.contains(it)), "nothing comes from elsewhere");
+    let policy = &page.headers["content-security-policy"];
+    assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+
+    let profile = tempfile::tempdir().unwrap();
+    let seen = chromium(&address, profile.path(), &["--dump-dom"]);
+    for text in ["talker", "live, ", "Pods ready", "Error (1)", "main", "created", "<path"] {
+        assert!(seen.contains(text), "{text} is not in the page:\n{seen}");
+    }
+    assert!(!seen.contains("<title>owned"), "a name was run");
+    assert!(!seen.contains("<img"), "a name became an element");
+    assert!(seen.contains("&lt;img src=x onerror="), "and is shown as it is");
+    // Pictures for people: E2E_SCREENSHOTS says where to put them.
+    if let Some(dir) = std::env::var_os("E2E_SCREENSHOTS").map(PathBuf::from) {
+        for (size, name) in [("390,1400", "phone"), ("1280,1000", "desktop")] {
+            for (scheme, theme) in [("0", "dark"), ("1", "light")] {
+                let file = dir.join(format!("{name}-{theme}.png"));
+                chromium(
+                    &address,
+                    profile.path(),
+                    &[
+                        &format!("--screenshot={}", file.display()),
+                        &format!("--window-size={size}"),
+                        &format!("--blink-settings=preferredColorScheme={scheme}"),
+                    ],
+                );
+                assert!(fs::metadata(&file).unwrap().len() > 10_000);
+            }
+        }
+    }
+    node.finish().await;
+}

@@ -1,0 +1,401 @@
+//! A group that is read again and again: its directories stay open, so that a reading costs no path walk and can never be
+//! that of another group which has got the same name later.
+//!
+//! Directories and not files are held: an open file of cgroupfs keeps a page of kernel memory, and a group has a dozen.
+
+mod parse;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, openat};
+use rustix::io::{Errno, read};
+
+use crate::Hierarchies;
+pub use parse::{DeviceIo, Pressure, Stall};
+
+/// What a group has used since it was made. Times in nanoseconds, memory in bytes; a part is `None` when the kernel has
+/// no such file.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reading {
+    pub cpu: Cpu,
+    pub memory: Memory,
+    /// Tasks, as `pids.current` counts them: threads.
+    pub threads: Option<u64>,
+    pub threads_max: Option<u64>,
+    pub processes: Option<u64>,
+    pub cpu_pressure: Option<Pressure>,
+    pub memory_pressure: Option<Pressure>,
+    pub io_pressure: Option<Pressure>,
+    pub io: Vec<DeviceIo>,
+    pub huge_pages: Vec<HugePages>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cpu {
+    pub total_ns: Option<u64>,
+    pub user_ns: Option<u64>,
+    pub system_ns: Option<u64>,
+    pub periods: Option<u64>,
+    pub throttled_periods: Option<u64>,
+    pub throttled_ns: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub usage: Option<u64>,
+    pub peak: Option<u64>,
+    /// Usage less inactive file pages: what the kubelet evicts by.
+    pub working_set: Option<u64>,
+    /// Anonymous memory.
+    pub rss: Option<u64>,
+    pub cache: Option<u64>,
+    pub mapped_file: Option<u64>,
+    pub active_file: Option<u64>,
+    pub inactive_file: Option<u64>,
+    pub kernel: Option<u64>,
+    pub swap: Option<u64>,
+    pub page_faults: Option<u64>,
+    pub major_page_faults: Option<u64>,
+    /// Faults of the group itself, without those of groups below it. Kernels with v2 count only both together.
+    pub own_page_faults: Option<u64>,
+    pub own_major_page_faults: Option<u64>,
+    /// How often the limit was hit.
+    pub limit_hits: Option<u64>,
+    pub oom_kills: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HugePages {
+    /// As the kernel spells it: `2MB`.
+    pub page_size: String,
+    pub usage: u64,
+    /// Absent on v2, which does not keep it.
+    pub peak: Option<u64>,
+}
+
+/// What the group may use; `None` is «no limit».
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub cpu_period_us: Option<u64>,
+    pub cpu_quota_us: Option<u64>,
+    pub cpu_shares: Option<u64>,
+    pub memory: Option<u64>,
+    pub memory_reservation: Option<u64>,
+    pub swap: Option<u64>,
+    /// As the kernel's file has it. v1: memory and swap together. v2: swap alone.
+    pub swap_file: Option<u64>,
+}
+
+/// One group, held open.
+#[derive(Debug)]
+pub struct Meter(Layout);
+
+/// Where files are read into; one serves all meters.
+#[derive(Debug)]
+pub struct Buffer(Vec<u8>);
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self(vec![0; BUFFER])
+    }
+}
+
+#[derive(Debug)]
+enum Layout {
+    V2(OwnedFd),
+    V1(Box<V1>),
+}
+
+#[derive(Debug, Default)]
+struct V1 {
+    cpuacct: Option<OwnedFd>,
+    cpu: Option<OwnedFd>,
+    memory: Option<OwnedFd>,
+    pids: Option<OwnedFd>,
+    blkio: Option<OwnedFd>,
+    hugetlb: Option<OwnedFd>,
+    /// The v2 tree of a hybrid node, which has the pressure and sometimes huge pages.
+    unified: Option<OwnedFd>,
+}
+
+/// The largest file is `memory.stat`, of about 2 KiB; `cgroup.procs` is longer only in crowds, and is then counted in
+/// pieces.
+const BUFFER: usize = 16 * 1024;
+
+/// v1 reports "no limit" as the largest page-aligned value; anything near it is no limit.
+const UNLIMITED: u64 = 1 << 62;
+
+/// Page sizes of all architectures that have several.
+const PAGE_SIZES: [&str; 6] = ["2MB", "1GB", "64KB", "32MB", "512MB", "16GB"];
+
+/// How deep processes in groups below are counted: containers in containers, each with some levels of its own.
+const DEPTH_MAX: usize = 16;
+
+impl Meter {
+    /// Opens the group in every hierarchy. `None` when it exists in none.
+    pub fn open(node: &Hierarchies, group: &str) -> Option<Self> {
+        if node.is_v2() {
+            return Some(Self(Layout::V2(open(&node.unified_dir(group)?)?)));
+        }
+        let dir = |controller| node.dir(controller, group).and_then(|dir| open(&dir));
+        let v1 = V1 {
+            cpuacct: dir("cpuacct"),
+            cpu: dir("cpu"),
+            memory: dir("memory"),
+            pids: dir("pids"),
+            blkio: dir("blkio"),
+            hugetlb: dir("hugetlb"),
+            unified: node.unified_dir(group).and_then(|dir| open(&dir)),
+        };
+        let any = [&v1.cpuacct, &v1.cpu, &v1.memory, &v1.pids, &v1.blkio, &v1.unified];
+        let there = any.into_iter().any(Option::is_some);
+        there.then(|| Self(Layout::V1(Box::new(v1))))
+    }
+
+    /// Reads every counter. What is gone or missing is `None`.
+    pub fn read(&self, buffer: &mut Buffer) -> Reading {
+        let files = &mut Files(&mut buffer.0);
+        match &self.0 {
+            Layout::V2(dir) => v2(files, dir.as_fd()),
+            Layout::V1(v1) => v1.read(files),
+        }
+    }
+
+    /// Reads what the group may use.
+    pub fn limits(&self, buffer: &mut Buffer) -> Limits {
+        let files = &mut Files(&mut buffer.0);
+        match &self.0 {
+            Layout::V2(dir) => v2_limits(files, dir.as_fd()),
+            Layout::V1(v1) => v1.limits(files),
+        }
+    }
+
+    /// The processes of the group and of those below it.
+    pub fn processes(&self, buffer: &mut Buffer) -> Vec<i32> {
+        let files = &mut Files(&mut buffer.0);
+        let mut pids = Vec::new();
+        if let Some(dir) = self.0.procs() {
+            walk(files, dir, 0, &mut |text| {
+                pids.extend(text.lines().filter_map(|line| line.trim().parse::<i32>().ok()));
+            });
+        }
+        pids
+    }
+}
+
+impl Layout {
+    /// Where processes are counted: nobody makes groups below it in this hierarchy but the workload.
+    fn procs(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::V2(dir) => Some(dir.as_fd()),
+            Self::V1(v1) => v1.procs(),
+        }
+    }
+}
+
+fn v2(files: &mut Files<'_>, dir: BorrowedFd<'_>) -> Reading {
+    let cpu = parse::v2_cpu(files.text(dir, "cpu.stat"));
+    let usage = files.number(dir, "memory.current");
+    let mut memory = parse::v2_memory(files.text(dir, "memory.stat"), usage);
+    memory.peak = files.number(dir, "memory.peak");
+    memory.swap = files.number(dir, "memory.swap.current");
+    let events = files.text(dir, "memory.events");
+    memory.oom_kills = parse::value(events, "oom_kill");
+    memory.limit_hits = parse::value(events, "max");
+    Reading {
+        cpu,
+        memory,
+        threads: files.number(dir, "pids.current"),
+        threads_max: files.number(dir, "pids.max"),
+        processes: count(files, Some(dir)),
+        cpu_pressure: parse::pressure(files.text(dir, "cpu.pressure")),
+        memory_pressure: parse::pressure(files.text(dir, "memory.pressure")),
+        io_pressure: parse::pressure(files.text(dir, "io.pressure")),
+        io: parse::v2_io(files.text(dir, "io.stat")),
+        huge_pages: huge_pages(files, dir, "current", None),
+    }
+}
+
+fn v2_limits(files: &mut Files<'_>, dir: BorrowedFd<'_>) -> Limits {
+    let (quota, period) = parse::cpu_max(files.text(dir, "cpu.max"));
+    let swap = files.number(dir, "memory.swap.max");
+    Limits {
+        cpu_period_us: period,
+        cpu_quota_us: quota,
+        cpu_shares: files.number(dir, "cpu.weight").map(parse::shares_of_weight),
+        memory: files.number(dir, "memory.max"),
+        memory_reservation: files.number(dir, "memory.low").filter(|low| *low > 0),
+        swap,
+        swap_file: swap,
+    }
+}
+
+impl V1 {
+    fn procs(&self) -> Option<BorrowedFd<'_>> {
+        let dirs = [&self.pids, &self.memory, &self.cpuacct, &self.cpu, &self.unified];
+        dirs.into_iter().flatten().next().map(AsFd::as_fd)
+    }
+
+    fn read(&self, files: &mut Files<'_>) -> Reading {
+        let mut reading = Reading::default();
+        if let Some(dir) = fd(&self.cpuacct) {
+            reading.cpu.total_ns = files.number(dir, "cpuacct.usage");
+            reading.cpu.user_ns = files.number(dir, "cpuacct.usage_user");
+            reading.cpu.system_ns = files.number(dir, "cpuacct.usage_sys");
+        }
+        if let Some(dir) = fd(&self.cpu) {
+            let text = files.text(dir, "cpu.stat");
+            reading.cpu.periods = parse::value(text, "nr_periods");
+            reading.cpu.throttled_periods = parse::value(text, "nr_throttled");
+            reading.cpu.throttled_ns = parse::value(text, "throttled_time");
+        }
+        if let Some(dir) = fd(&self.memory) {
+            let usage = files.number(dir, "memory.usage_in_bytes");
+            reading.memory = parse::v1_memory(files.text(dir, "memory.stat"), usage);
+            reading.memory.peak = files.number(dir, "memory.max_usage_in_bytes");
+            reading.memory.kernel = files.number(dir, "memory.kmem.usage_in_bytes");
+            reading.memory.limit_hits = files.number(dir, "memory.failcnt");
+            let control = files.text(dir, "memory.oom_control");
+            reading.memory.oom_kills = parse::value(control, "oom_kill");
+        }
+        if let Some(dir) = fd(&self.pids) {
+            reading.threads = files.number(dir, "pids.current");
+            reading.threads_max = files.number(dir, "pids.max");
+        }
+        if let Some(dir) = fd(&self.blkio) {
+            let bytes = files.text(dir, "blkio.throttle.io_service_bytes_recursive");
+            parse::v1_io(bytes, &mut reading.io, |io| (&mut io.read_bytes, &mut io.written_bytes));
+            let operations = files.text(dir, "blkio.throttle.io_serviced_recursive");
+            parse::v1_io(operations, &mut reading.io, |io| (&mut io.reads, &mut io.writes));
+        }
+        if let Some(dir) = fd(&self.unified) {
+            reading.cpu_pressure = parse::pressure(files.text(dir, "cpu.pressure"));
+            reading.memory_pressure = parse::pressure(files.text(dir, "memory.pressure"));
+            reading.io_pressure = parse::pressure(files.text(dir, "io.pressure"));
+        }
+        reading.huge_pages = match (fd(&self.hugetlb), fd(&self.unified)) {
+            (Some(dir), _) => huge_pages(files, dir, "usage_in_bytes", Some("max_usage_in_bytes")),
+            (None, Some(dir)) => huge_pages(files, dir, "current", None),
+            (None, None) => Vec::new(),
+        };
+        reading.processes = count(files, self.procs());
+        reading
+    }
+
+    fn limits(&self, files: &mut Files<'_>) -> Limits {
+        let mut limits = Limits::default();
+        if let Some(dir) = fd(&self.cpu) {
+            limits.cpu_period_us = files.number(dir, "cpu.cfs_period_us");
+            limits.cpu_quota_us = files.number(dir, "cpu.cfs_quota_us"); // -1 is no number here
+            limits.cpu_shares = files.number(dir, "cpu.shares");
+        }
+        if let Some(dir) = fd(&self.memory) {
+            let mut limit = |file| files.number(dir, file).filter(|limit| *limit < UNLIMITED);
+            limits.memory = limit("memory.limit_in_bytes");
+            limits.memory_reservation = limit("memory.soft_limit_in_bytes");
+            limits.swap_file = limit("memory.memsw.limit_in_bytes");
+            limits.swap = limits
+                .swap_file
+                .zip(limits.memory)
+                .map(|(both, memory)| both.saturating_sub(memory));
+        }
+        limits
+    }
+}
+
+fn fd(dir: &Option<OwnedFd>) -> Option<BorrowedFd<'_>> {
+    dir.as_ref().map(AsFd::as_fd)
+}
+
+fn huge_pages(
+    files: &mut Files<'_>,
+    dir: BorrowedFd<'_>,
+    usage: &str,
+    peak: Option<&str>,
+) -> Vec<HugePages> {
+    let sizes = PAGE_SIZES.iter().filter_map(|size| {
+        let used = files.number(dir, &format!("hugetlb.{size}.{usage}"))?;
+        let peak = peak.and_then(|peak| files.number(dir, &format!("hugetlb.{size}.{peak}")));
+        Some(HugePages { page_size: (*size).to_owned(), usage: used, peak })
+    });
+    sizes.collect()
+}
+
+fn count(files: &mut Files<'_>, dir: Option<BorrowedFd<'_>>) -> Option<u64> {
+    let mut lines = 0;
+    walk(files, dir?, 0, &mut |text| lines += text.matches('\n').count() as u64);
+    Some(lines)
+}
+
+/// Hands over the text of `cgroup.procs` of the group and of all below it, in pieces of whole lines or not: a piece may
+/// end inside a line only when the file is longer than the buffer, and lines are put together then.
+fn walk(files: &mut Files<'_>, dir: BorrowedFd<'_>, depth: usize, each: &mut dyn FnMut(&str)) {
+    files.whole(dir, "cgroup.procs", each);
+    // A directory of cgroupfs has a link for each one below it: mostly there is none, and nothing to list.
+    let is_leaf = fstat(dir).is_ok_and(|stat| stat.st_nlink <= 2);
+    if is_leaf || depth >= DEPTH_MAX {
+        return;
+    }
+    let Ok(mut listing) = Dir::read_from(dir) else { return };
+    while let Some(Ok(entry)) = listing.read() {
+        let name = entry.file_name();
+        if entry.file_type() != FileType::Directory || matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        if let Ok(child) = openat(dir, name, flags, Mode::empty()) {
+            walk(files, child.as_fd(), depth + 1, each);
+        }
+    }
+}
+
+fn open(path: &std::path::Path) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).ok()
+}
+
+/// Small files read into one buffer that is used again.
+struct Files<'a>(&'a mut Vec<u8>);
+
+impl Files<'_> {
+    /// Empty when the file is not there.
+    fn text(&mut self, dir: BorrowedFd<'_>, name: &str) -> &str {
+        let length = self.fill(dir, name).unwrap_or(0);
+        std::str::from_utf8(&self.0[..length]).unwrap_or_default()
+    }
+
+    fn number(&mut self, dir: BorrowedFd<'_>, name: &str) -> Option<u64> {
+        self.text(dir, name).trim().parse().ok()
+    }
+
+    fn fill(&mut self, dir: BorrowedFd<'_>, name: &str) -> Result<usize, Errno> {
+        let file = openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut length = 0;
+        loop {
+            match read(&file, &mut self.0[length..])? {
+                0 => return Ok(length),
+                more => length += more,
+            }
+            if length == self.0.len() {
+                return Ok(length);
+            }
+        }
+    }
+
+    fn whole(&mut self, dir: BorrowedFd<'_>, name: &str, each: &mut dyn FnMut(&str)) {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let Ok(file) = openat(dir, name, flags, Mode::empty()) else { return };
+        let mut kept = 0;
+        while let Ok(more) = read(&file, &mut self.0[kept..]) {
+            let end = kept + more;
+            let lines =
+                self.0[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            each(std::str::from_utf8(&self.0[..lines]).unwrap_or_default());
+            self.0.copy_within(lines..end, 0);
+            kept = end - lines;
+            if more == 0 || kept == self.0.len() {
+                return;
+            }
+        }
+    }
+}
