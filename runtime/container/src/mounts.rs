@@ -92,7 +92,7 @@ fn attach_new(root: &Root, mount: &Mount, stage: &str) -> Result<Option<OwnedFd>
         .at(stage, format!("make {} in the root", mount.destination.display()))?;
     // What the kernel tells and takes there is trusted, and parts of it are masked by path: no link may lead astray.
     if ["proc", "sysfs"].contains(&kind) && !root.is_plain(&mount.destination) {
-        return Err(Error::new(stage, format!("{kind} must be mounted on an ordinary directory")));
+        return Err(Error::new(stage, format!("{kind} must be mounted on ordinary directory")));
     }
     let mut options = mount.options.clone();
     let o = &mut options;

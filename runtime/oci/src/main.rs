@@ -9,6 +9,7 @@ mod exec;
 mod features;
 mod log;
 mod scope;
+mod sealed;
 mod seccomp;
 mod spec;
 mod state;
@@ -43,6 +44,9 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<u8, Error> {
     log::debug(cli, &format!("{:?} under {}", cli.command, cli.root.display()));
+    if matches!(cli.command, Command::Create(_) | Command::Run(_) | Command::Exec(_)) {
+        sealed::ensure()?;
+    }
     match &cli.command {
         Command::Spec(args) => spec::write(args).map(|()| 0),
         Command::Create(args) => create::create(cli, args).map(|()| 0),

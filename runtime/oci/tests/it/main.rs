@@ -3,5 +3,6 @@
 mod bundle;
 mod cli;
 mod compatible;
+mod hostile;
 mod systemd;
 mod users;
