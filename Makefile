@@ -12,7 +12,7 @@ BIN := $(TARGET)/release
 FOR_BUILD := gcc libc6-dev libseccomp-dev
 FOR_RUN := busybox-static iproute2 nftables nginx-light
 FOR_TEST := $(FOR_RUN) chromium containernetworking-plugins crun curl dbus-daemon docker-registry \
-	golang-github-containers-common openssl prometheus protobuf-compiler qemu-system-x86 runc
+	golang-github-containers-common iptables openssl procps prometheus protobuf-compiler qemu-system-x86 runc
 FOR_BENCH := $(FOR_TEST) containerd
 
 # E2e tests wait more than they compute.

@@ -265,7 +265,7 @@ impl App {
         );
         let mut served = tokio::spawn(grpc::serve(self.ctx.clone(), self.listener, stopping));
         let watched = self.ctx.clone();
-        tokio::spawn(async move { watched.network.watch().await });
+        tokio::spawn(async move { watched.network.watch(&watched.world).await });
         stats::sampler::start(&self.ctx).context("start the sampler")?;
         stats::census::start(&self.ctx).context("start the census")?;
         tokio::spawn(metrics::timeline::watch(self.ctx.clone()));

@@ -103,7 +103,7 @@ impl Network {
         })
     }
 
-    fn connect(
+    pub(crate) fn connect(
         &self,
         state: &mut State,
         lease: Lease,
@@ -177,7 +177,7 @@ impl Network {
                 bridge_was_checked = true;
                 state.host = None;
             } else {
-                return Err(error);
+                return Err(error.hint(libc::EXFULL, "a Linux bridge has room for 1023 pods"));
             }
         }
     }
@@ -310,12 +310,18 @@ impl Network {
         if !bridge.up {
             requests.push(link::set_up(bridge.index, name));
         }
-        // Ports that lost their bridge, because somebody deleted it.
+        // Ports that lost their bridge, because somebody deleted it, or were set down.
         for port in link::list(&mut state.route)? {
             let Some(alias) = &port.alias else { continue };
-            if names.sandbox_of(alias).is_some() && port.controller != Some(bridge.index) {
+            if names.sandbox_of(alias).is_none() {
+                continue;
+            }
+            if port.controller != Some(bridge.index) {
                 requests.push(link::join_bridge(&port, bridge.index));
                 requests.push(link::set_up_port(&port.name, alias, facts::kernel_has_ipv6()));
+            }
+            if !port.up {
+                requests.push(link::set_up(port.index, &port.name));
             }
         }
         state.route.batch(&requests)?;

@@ -135,6 +135,17 @@ impl Error {
         Error::File { stage, path: path.into(), source: source.into() }
     }
 
+    /// The same with a hint, if it is this error number.
+    pub(crate) fn hint(mut self, errno: i32, hint: &str) -> Error {
+        let is_it = self.errno() == Some(errno);
+        if let Error::Kernel { detail, .. } = &mut self
+            && is_it
+        {
+            *detail += &format!("; {hint}");
+        }
+        self
+    }
+
     /// The kernel's error number, for callers that know how to go on.
     pub(crate) fn errno(&self) -> Option<i32> {
         match self {

@@ -84,6 +84,8 @@ pub(crate) struct State {
     pub(crate) loopback: Option<Result<Loopback, String>>,
     /// `None` until the bridge and the table have been seen to be as they should.
     pub(crate) host: Option<Host>,
+    /// Sandboxes without a link, as of the last look.
+    pub(crate) lost: Vec<String>,
     /// Whether a table that looks right need not be written anew: other processes share it.
     pub(crate) shared: bool,
 }
@@ -119,6 +121,7 @@ impl Network {
             conntrack,
             loopback: None,
             host: None,
+            lost: Vec::new(),
             shared: false,
         });
         Ok(Network { config, names, state })

@@ -1,5 +1,6 @@
 //! Compares what should be there with what is, and puts back what others removed.
 
+use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 
 use ipnetwork::IpNetwork;
@@ -8,7 +9,7 @@ use crate::apply::pod;
 use crate::error::Error;
 use crate::netlink::{addr, link};
 use crate::netns;
-use crate::network::{Network, State};
+use crate::network::{LinkOptions, Network, State};
 
 impl Network {
     /// Whether the network of a sandbox is as [`Network::attach`] left it; what is missing if not.
@@ -60,8 +61,9 @@ impl Network {
         if state.leases.iter().next().is_none() {
             return Ok(done);
         }
-        let bridge = link::find(&mut state.route, &self.config.bridge)?;
-        let stands = match (&bridge, state.host) {
+        let links = link::list(&mut state.route)?;
+        let bridge = links.iter().find(|link| link.name == self.config.bridge);
+        let stands = match (bridge, state.host) {
             (Some(bridge), Some(host)) => bridge.index == host.bridge && bridge.up,
             (found, None) => found.is_some(),
             (None, Some(_)) => false,
@@ -69,6 +71,21 @@ impl Network {
         if !stands {
             done.push(format!("bridge {} was gone or down: set up again", self.config.bridge));
         }
+        let owner = |link: &link::Link| {
+            let id = link.alias.as_deref().and_then(|alias| self.names.sandbox_of(alias))?;
+            state.leases.get(id).map(|lease| (id.to_owned(), lease.owner.clone()))
+        };
+        let mut there = HashSet::new();
+        for link in &links {
+            let Some((id, owner)) = owner(link) else { continue };
+            if stands && !(link.up && link.controller == bridge.map(|bridge| bridge.index)) {
+                let name = &link.name;
+                done.push(format!("link {name} of pod {owner} was off the bridge: put back"));
+            }
+            there.insert(id);
+        }
+        let ids = state.leases.iter().map(|lease| &lease.sandbox_id);
+        state.lost = ids.filter(|id| !there.contains(*id)).cloned().collect();
         if let Some(what) = self.missing_in_table(&mut state)? {
             done.push(format!("{what} was missing: table {} written again", self.config.table));
         }
@@ -80,6 +97,30 @@ impl Network {
             prepared?;
         }
         Ok(done)
+    }
+
+    /// Sandboxes that had no link at the last [`Network::repair`]: somebody deleted it, or their
+    /// namespace is gone with it.
+    pub fn lost_links(&self) -> Vec<String> {
+        self.lock().lost.clone()
+    }
+
+    /// Makes the link of a sandbox again, in the namespace that lost it, as its lease says; tells
+    /// what was done.
+    pub fn restore_link(
+        &self,
+        sandbox_id: &str,
+        netns: BorrowedFd<'_>,
+        options: &LinkOptions,
+    ) -> Result<String, Error> {
+        let mut netns = netns::enter(netns)?;
+        let mut state = self.lock();
+        let Some(lease) = state.leases.get(sandbox_id).cloned() else {
+            return Err(Error::Missing { sandbox: sandbox_id.into(), object: "its lease".into() });
+        };
+        let (lease, _) = self.connect(&mut state, lease, options, &mut netns)?;
+        state.lost.retain(|id| id != sandbox_id);
+        Ok(format!("link {} of pod {} was gone: made again", lease.host_link, lease.owner))
     }
 
     fn missing_in_table(&self, state: &mut State) -> Result<Option<String>, Error> {

@@ -1,6 +1,6 @@
 //! The built-in pod network: `netplugin` behind a few worker threads.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
@@ -83,6 +83,31 @@ impl Bridge {
         done
     }
 
+    /// Makes the links again that somebody deleted under pods that live, and says so. `pod` finds a
+    /// pod that is ready.
+    pub(crate) async fn restore_links(
+        &self,
+        pod: impl Fn(&str) -> Option<Arc<Sandbox>>,
+    ) -> Vec<String> {
+        let mut done = Vec::new();
+        for sandbox in self.plugin.lost_links().iter().filter_map(|id| pod(id)) {
+            // Without its namespace the pod is dying, and its link went with it.
+            let Some(netns) = netns_of(&sandbox) else { continue };
+            let (plugin, options) = (self.plugin.clone(), link_options(&sandbox.spec));
+            let id = sandbox.id.clone();
+            let restore = move || plugin.restore_link(id.as_str(), netns.as_fd(), &options);
+            match self.work(restore).await {
+                Ok(Ok(what)) => done.push(what),
+                Ok(Err(error)) => {
+                    let pod = sandbox.spec.metadata.pod();
+                    tracing::warn!(%pod, %error, "could not make the pod's link again");
+                }
+                Err(error) => tracing::error!(%error, "could not look after a link"),
+            }
+        }
+        done
+    }
+
     /// Pods that have a network of this bridge.
     pub(crate) fn pods(&self) -> Vec<Id> {
         self.plugin.sandboxes().iter().filter_map(|id| Id::parse(id)).collect()
@@ -100,15 +125,7 @@ impl Bridge {
             port_mappings: sandbox.spec.port_mappings.iter().map(port_mapping).collect(),
             netns,
         };
-        let limits = sandbox.spec.bandwidth;
-        let rate = |bits_per_second| Rate { bits_per_second, burst_bits: None };
-        let options = LinkOptions {
-            bandwidth: Bandwidth {
-                ingress: limits.ingress.map(rate),
-                egress: limits.egress.map(rate),
-            },
-            ..LinkOptions::default()
-        };
+        let options = link_options(&sandbox.spec);
         let plugin = self.plugin.clone();
         let attachment = self
             .work(move || plugin.attach_with(&request, &options))
@@ -181,6 +198,25 @@ pub(crate) fn plugin_config(config: &Config) -> netplugin::Config {
         table: format!("lapstrake-{}", config.network.bridge),
         leases_dir: config.root.join("network"),
     }
+}
+
+fn link_options(spec: &spec::Spec) -> LinkOptions {
+    let rate = |bits_per_second| Rate { bits_per_second, burst_bits: None };
+    let limits = spec.bandwidth;
+    LinkOptions {
+        bandwidth: Bandwidth { ingress: limits.ingress.map(rate), egress: limits.egress.map(rate) },
+        ..LinkOptions::default()
+    }
+}
+
+/// The network namespace of a pod's pause process, if that is still the process it was.
+fn netns_of(sandbox: &Sandbox) -> Option<OwnedFd> {
+    let dir = format!("/proc/{}", sandbox.pause_pid);
+    let netns = std::fs::File::open(format!("{dir}/ns/net")).ok()?;
+    // Its number may be another process's by now; nobody else is in this cgroup.
+    let cgroups = std::fs::read_to_string(format!("{dir}/cgroup")).ok()?;
+    let own = sandbox.cgroup_of(&sandbox.id);
+    cgroups.lines().any(|line| line.ends_with(&own)).then(|| netns.into())
 }
 
 fn port_mapping(mapping: &spec::PortMapping) -> PortMapping {

@@ -26,6 +26,8 @@ use crate::error::Error;
 use crate::id::Id;
 use crate::metrics::families::Families;
 use crate::sandbox::Sandbox;
+use crate::sandbox::state::Phase;
+use crate::store::world::World;
 use bridge::Bridge;
 use mode::{Maker, Mode};
 use plugins::Plugins;
@@ -105,15 +107,21 @@ impl Network {
             .collect()
     }
 
-    /// Watches over the network as long as the daemon lives.
-    pub(crate) async fn watch(&self) {
+    /// Watches over the network of these pods as long as the daemon lives.
+    pub(crate) async fn watch(&self, world: &World) {
+        let ready = |id: &str| {
+            let sandbox = world.snapshot().sandbox(id).cloned();
+            sandbox.filter(|sandbox| sandbox.phase == Phase::Ready)
+        };
         let bridge = async {
             loop {
                 tokio::time::sleep(CHECK_EVERY).await;
                 if self.maker() == Maker::Plugins && !self.has_pods_of(Maker::Bridge) {
                     continue;
                 }
-                for done in self.bridge.look().await {
+                let repaired = self.bridge.look().await;
+                let restored = self.bridge.restore_links(ready).await;
+                for done in repaired.into_iter().chain(restored) {
                     tracing::warn!("network: {done}");
                     self.repairs.inc();
                 }

@@ -134,7 +134,14 @@ async fn what_others_take_away_is_put_back_and_counted() {
     host.run(&format!("ip link delete {}", node.scope.bridge));
     wait::until("the bridge is made again", SOON, || (repairs() == "2").then_some(()));
     wait::until("the port answers again", SOON, open);
-    assert!(node.log().contains("was missing: table"), "the log tells");
+    let links = host.run(&format!("ip -br link show master {}", node.scope.bridge));
+    let link = links.split('@').next().unwrap();
+    host.run(&format!("ip link delete {link}"));
+    wait::until("the pod's link is made again", SOON, || (repairs() == "3").then_some(()));
+    wait::until("the port answers again", SOON, open);
+    for told in ["was missing: table", "of pod default/web was gone: made again"] {
+        assert!(node.log().contains(told), "the log tells: {told}");
+    }
     node.finish().await;
 }
 

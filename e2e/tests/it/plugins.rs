@@ -377,6 +377,65 @@ async fn a_template_becomes_the_network_when_the_kubelet_sends_its_pod_cidr() {
 }
 
 #[tokio::test]
+async fn a_plugin_of_the_newest_version_is_asked_how_it_is_and_collects_garbage() {
+    let host = Host::new();
+    let conf = SIMPLE.replace("1.0.0", "1.1.0");
+    let options = options(&host, "cni", &[("10-simple.conflist", &conf)]);
+    let mut node = Node::prepared(options, |node| {
+        node.add_plugin("simple", SIMPLE_PLUGIN);
+        forget_calls(node);
+    })
+    .await;
+    until_ready(&node, true).await;
+    let pod = node.run_pod(pod("pod")).await;
+    let why = r#"[ $CNI_COMMAND = STATUS ] || exit 0
+        echo '{"cniVersion":"1.1.0","code":50,"msg":"the agent is not there"}'; exit 1"#;
+    node.add_plugin("simple", why);
+    until_ready(&node, false).await;
+    let reason = network_ready(&node).await.unwrap_err();
+    let expected = "STATUS of plugin simple in network simple: the agent is not there (code 50)";
+    assert!(reason.contains(expected), "{reason}");
+    node.kill9();
+    forget_calls(&node);
+    let input = "[ $CNI_COMMAND != GC ] || cat > $(dirname $0)/../gc";
+    node.add_plugin("simple", &format!("{input}; {SIMPLE_PLUGIN}"));
+    node.spawn().await;
+    wait::until("CHECK after the start", SOON, || {
+        calls(&node).contains(&format!("CHECK {}", pod.id)).then_some(())
+    });
+    let gc = fs::read_to_string(node.plugins_dir().join("gc")).unwrap();
+    let gc: serde_json::Value = serde_json::from_str(&gc).unwrap();
+    let valid = serde_json::json!([{ "containerID": pod.id, "ifname": "eth0" }]);
+    assert_eq!(gc["cni.dev/valid-attachments"], valid);
+    fs::remove_file(node.plugins_dir().join("gc")).unwrap();
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_handler_may_have_a_network_of_its_own() {
+    let host = Host::new();
+    let other = tempfile::tempdir().unwrap();
+    let conf = SIMPLE.replace("simple", "other");
+    fs::write(other.path().join("10-other.conflist"), conf).unwrap();
+    let handler = format!(
+        "[runtime.handlers.special]\npath = \"/usr/sbin/runc\"\ncni_conf_dir = \"{}\"\n",
+        other.path().display()
+    );
+    let conf = [("10-simple.conflist", SIMPLE)];
+    let options = Options { config: handler, ..options(&host, "cni", &conf) };
+    let node = Node::prepared(options, |node| {
+        node.add_plugin("simple", SIMPLE_PLUGIN);
+        node.add_plugin("other", &SIMPLE_PLUGIN.replace("10.9.9.9", "10.8.8.8"));
+    })
+    .await;
+    let mut spec = pod("special");
+    spec.handler = "special".to_owned();
+    assert_eq!(node.run_pod(spec).await.address().await, "10.8.8.8");
+    assert_eq!(node.run_pod(pod("usual")).await.address().await, "10.9.9.9");
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn our_own_bridge_is_a_plugin_like_any_other() {
     let (host, world) = Host::pair(&["198.18.1.1/24"], &["198.18.1.2/24"]);
     let conf = r#"{"cniVersion":"1.1.0","name":"ours","plugins":[

@@ -79,6 +79,44 @@ fn repair_puts_back_what_others_removed_and_says_so() {
 }
 
 #[test]
+fn a_pod_whose_link_was_deleted_gets_the_same_one_again() {
+    on_a_host(|host| {
+        let network = host.network(&["10.9.0.0/24", "fd00:9::/64"]);
+        let one = network.attach(&request("one")).unwrap();
+        let two = network.attach(&request("two")).unwrap();
+        let none = Vec::<String>::new();
+        assert_eq!((network.repair().unwrap(), network.lost_links()), (none.clone(), none.clone()));
+        run(&format!("ip link set {} nomaster", one.host_link));
+        run(&format!("ip link set {} down", two.host_link));
+        let done = network.repair().unwrap().join(" ");
+        let off = |link: &str, pod: &str| {
+            done.contains(&format!("link {link} of pod default/{pod} was off the bridge"))
+        };
+        assert!(off(&one.host_link, "one") && off(&two.host_link, "two"), "{done}");
+        assert_eq!(network.repair().unwrap(), none);
+        serve_tcp(&two.netns, "[::]:80");
+        let reach = |pod: &netplugin::Attachment| {
+            ask_tcp(&pod.netns, &format!("{}:80", address(&two, "0.0.0.0"))).unwrap();
+            ask_tcp(&pod.netns, &format!("[{}]:80", address(&two, "::"))).unwrap();
+        };
+        reach(&one);
+
+        run(&format!("ip link del {}", one.host_link));
+        network.repair().unwrap();
+        assert_eq!(network.lost_links(), ["one"]);
+        let options = LinkOptions::default();
+        let done = network.restore_link("one", one.netns.as_fd(), &options).unwrap();
+        assert!(done.contains("of pod default/one was gone: made again"), "{done}");
+        network.verify("one", one.netns.as_fd(), "eth0").unwrap();
+        reach(&one);
+        network.repair().unwrap();
+        assert_eq!(network.lost_links(), none);
+        let error = network.restore_link("nobody", one.netns.as_fd(), &options).unwrap_err();
+        assert!(error.to_string().contains("its lease is missing"), "{error}");
+    });
+}
+
+#[test]
 fn a_bridge_name_taken_by_another_link_is_refused() {
     on_a_host(|host| {
         run("ip link add br-test type veth peer name other");

@@ -12,4 +12,5 @@ mod floor;
 mod host;
 mod measure;
 mod ports;
+mod sctp;
 mod table;
