@@ -60,6 +60,7 @@ lint: ## format, clippy, and licences and spelling where the tools are installed
 	$(call when_installed,typos,typos)
 
 bench: need-bench build ## side by side with what is installed of the peers
+	LAPSTRAKE_BIN_DIR=$(CURDIR)/$(BIN) cargo run --release --locked -p runtime-bench
 	cargo run --release --locked -p e2e --bin bench
 	cargo test --release --locked -p netplugin --test kernel -- --ignored --nocapture --test-threads 1
 

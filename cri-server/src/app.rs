@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::container::Container;
+use crate::container::exec_budget::ExecBudget;
 use crate::container::oci_spec::NodeFacts;
 use crate::container::state::Phase;
 use crate::container::stop::Stops;
@@ -54,6 +55,7 @@ pub(crate) struct Ctx {
     pub(crate) operations: Operations,
     pub(crate) locks: Locks,
     pub(crate) stops: Stops,
+    pub(crate) exec_budget: ExecBudget,
     pub(crate) metrics: Metrics,
     pub(crate) stats: Stats,
     pub(crate) levels: Levels,
@@ -240,6 +242,7 @@ impl App {
             operations: Operations::default(),
             locks: Locks::default(),
             stops: Stops::default(),
+            exec_budget: ExecBudget::default(),
             metrics,
             stats: Stats::default(),
             levels,

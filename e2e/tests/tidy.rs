@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("netplugin", &[]),
     ("cni", &[]),
     ("runtime", &["cgroup", "protocol"]),
+    ("runtime-bench", &["cgroup", "container", "runtime", "seccomp"]),
     ("protocol", &[]),
     ("cgroup", &[]),
     ("seccomp", &[]),

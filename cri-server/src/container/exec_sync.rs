@@ -5,20 +5,20 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::exec_budget::Share;
 use super::state::{Decision, Request, decide};
 use crate::app::Ctx;
 use crate::error::Error;
 
-/// CRI's cap for each stream; the rest is read and dropped.
-const STREAM_MAX: usize = 16 << 20;
-
-/// The kubelet takes messages of 16 MiB: both streams and the framing have to fit.
+/// The kubelet takes messages of 16 MiB: both streams and the framing have to fit. The rest is read and dropped.
 const REPLY_MAX: usize = (16 << 20) - (16 << 10);
 
 pub(crate) struct Output {
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
     pub(crate) exit_code: i32,
+    /// Held until the answer is built.
+    pub(crate) share: Share,
 }
 
 /// A timeout of 0 means none.
@@ -41,11 +41,12 @@ pub(crate) async fn exec_sync(
         });
     }
     let seconds = u64::try_from(timeout_s).unwrap_or(0);
+    let share = ctx.exec_budget.take(REPLY_MAX).await;
     let request = runtime::ExecSync {
         id: container.id.to_string(),
         process_json: process(&ctx, &container, command)?,
         timeout: (seconds != 0).then(|| Duration::from_secs(seconds)),
-        output_cap: STREAM_MAX,
+        output_cap: share.bytes,
     };
     let shim = ctx.live_shim(&container.sandbox_id).await?;
     let done = shim.exec_sync(request).await;
@@ -57,7 +58,7 @@ pub(crate) async fn exec_sync(
     };
     ctx.metrics.families.execs.with_label_values(&[result]).inc();
     match done {
-        Ok(output) => Ok(fitted(output)),
+        Ok(output) => Ok(fitted(output, share)),
         Err(error) if error.kind == runtime::ErrorKind::Timeout => {
             Err(Error::ExecTimeout { id: container.id.to_string(), seconds })
         }
@@ -81,9 +82,10 @@ fn process(
     Ok(process.to_string().into_bytes())
 }
 
-fn fitted(output: runtime::ExecOutput) -> Output {
+fn fitted(output: runtime::ExecOutput, share: Share) -> Output {
     let runtime::ExecOutput { exit_code, mut stdout, mut stderr } = output;
-    stdout.truncate(REPLY_MAX);
-    stderr.truncate(REPLY_MAX - stdout.len());
-    Output { stdout, stderr, exit_code }
+    let all = share.bytes.min(REPLY_MAX);
+    stdout.truncate(all);
+    stderr.truncate(all - stdout.len());
+    Output { stdout, stderr, exit_code, share }
 }

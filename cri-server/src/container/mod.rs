@@ -3,6 +3,7 @@
 pub(crate) mod capabilities;
 pub(crate) mod create;
 pub(crate) mod devices;
+pub(crate) mod exec_budget;
 pub(crate) mod exec_sync;
 pub(crate) mod oci_spec;
 pub(crate) mod process;

@@ -259,11 +259,13 @@ impl RuntimeService for Service {
         let cri::ExecSyncRequest { container_id: id, cmd, timeout } = request.into_inner();
         self.detached("ExecSync", id.clone(), |ctx| async move {
             let output = container::exec_sync::exec_sync(ctx, id, cmd, timeout).await?;
-            Ok(cri::ExecSyncResponse {
+            let answer = cri::ExecSyncResponse {
                 stdout: output.stdout,
                 stderr: output.stderr,
                 exit_code: output.exit_code,
-            })
+            };
+            drop(output.share);
+            Ok(answer)
         })
         .await
     }

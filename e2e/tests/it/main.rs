@@ -11,6 +11,7 @@ mod command_line;
 mod container_lifecycle;
 mod events;
 mod exec;
+mod exec_pressure;
 mod foreign_runtimes;
 mod images;
 mod isolation;

@@ -115,7 +115,13 @@ impl Pod {
             let Some(report) = &session.report else { return };
             match channel::listen(report.as_fd()) {
                 Err(Errno::AGAIN | Errno::INTR) => return,
-                Ok(Report::Init { pid }) => session.pid = pid,
+                Ok(Report::Init { pid }) => {
+                    session.pid = pid;
+                    if session.caller.is_none() {
+                        // Its time was up before it existed.
+                        let _ = container::sys::process::signal(pid, libc::SIGKILL);
+                    }
+                }
                 Ok(Report::Failed(e)) => {
                     session.fail(&mut self.links, Kind::Failed, &e.stage, &e.message)
                 }

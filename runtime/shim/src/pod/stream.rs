@@ -38,6 +38,8 @@ pub(super) struct Streamed {
     pid: i32,
     tracker: String,
     code: Option<i32>,
+    /// Also before it exists.
+    killed: bool,
 }
 
 /// The outer ends of a process' stdio.
@@ -96,6 +98,7 @@ impl Pod {
             pid: 0,
             tracker,
             code: None,
+            killed: false,
         };
         self.streams.insert(number, streamed);
         Ok(())
@@ -107,7 +110,12 @@ impl Pod {
             let Some(report) = &streamed.report else { return };
             match channel::listen(report.as_fd()) {
                 Err(Errno::AGAIN | Errno::INTR) => return,
-                Ok(Report::Init { pid }) => streamed.pid = pid,
+                Ok(Report::Init { pid }) => {
+                    streamed.pid = pid;
+                    if streamed.killed {
+                        let _ = container::sys::process::signal(pid, libc::SIGKILL);
+                    }
+                }
                 Ok(Report::Ready { terminal }) => {
                     if let Some(master) = &terminal {
                         let _ = rustix::io::ioctl_fionbio(master, true);
@@ -186,8 +194,9 @@ impl Pod {
         self.links.answer(caller, Reply::Done(Empty {}));
     }
 
-    fn kill_stream(&self, number: u32) {
-        let Some(streamed) = self.streams.get(&number) else { return };
+    fn kill_stream(&mut self, number: u32) {
+        let Some(streamed) = self.streams.get_mut(&number) else { return };
+        streamed.killed = true;
         let _ = self.node.kill(&streamed.tracker);
         if streamed.pid > 0 {
             let _ = container::sys::process::signal(streamed.pid, libc::SIGKILL);

@@ -1,0 +1,105 @@
+//! Times the life of one bundle (create, start, wait, delete) by every runtime there is and by the bare kernel, in one
+//! run: medians, and what they are to each other.
+#![allow(clippy::unwrap_used, reason = "a measurement may stop where it stands")]
+#![allow(clippy::print_stdout, reason = "its output is its purpose")]
+
+mod bundle;
+mod floor;
+mod peer;
+mod shim;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use bundle::Bundle;
+use peer::Peer;
+
+/// Rounds of each contender, in blocks by turns, so that a busy moment of the machine hits all of them.
+const BLOCKS: usize = 6;
+const PER_BLOCK: usize = 10;
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    // A peer may need a mount namespace of its own for all its rounds: this program again, inside of it.
+    if let [_, verb, program, bundle, prefix, rounds] = args.as_slice()
+        && verb == "rounds"
+    {
+        return peer::rounds(program, Path::new(bundle), prefix, rounds.parse().unwrap());
+    }
+    let own = std::env::current_exe().unwrap();
+    let bin = std::env::var_os("LAPSTRAKE_BIN_DIR")
+        .map_or_else(|| own.parent().unwrap().to_owned(), Into::into);
+    let dir = tempfile::Builder::new().prefix("lapstrake-bench-").tempdir().unwrap();
+    let bundle = Bundle::make(dir.path());
+    let mut peers = vec![Peer::plain(&bin.join("lapstrake-oci"))];
+    for (name, default, variable) in
+        [("runc", "/usr/sbin/runc", "PEER_RUNC"), ("crun", "/usr/bin/crun", "PEER_CRUN")]
+    {
+        let path = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
+        match Path::new(&path).exists() {
+            true if name == "crun" => peers.push(Peer::crun(Path::new(&path))),
+            true => peers.push(Peer::plain(Path::new(&path))),
+            false => {
+                println!("SKIPPED: {name} is not installed ({path}; {variable} names another)")
+            }
+        }
+    }
+    let mut pod = shim::Pod::start(dir.path(), &bundle, &bin.join("lapstrake-shim"));
+    let mut times: BTreeMap<String, Vec<Duration>> = BTreeMap::new();
+    for block in 0..=BLOCKS {
+        // The first block is not counted.
+        let mut keep = |name: &str, some: Vec<Duration>| {
+            if block > 0 {
+                times.entry(name.to_owned()).or_default().extend(some);
+            }
+        };
+        keep("floor", (0..PER_BLOCK).map(|n| floor::run(&bundle, block * PER_BLOCK + n)).collect());
+        keep("shim", (0..PER_BLOCK).map(|_| pod.run()).collect());
+        for peer in &peers {
+            keep(&peer.name, peer.run(&bundle, &format!("b{block}"), PER_BLOCK));
+        }
+    }
+    table(&peers, &mut times);
+    pod.exec_and_memory();
+    pod.end();
+}
+
+fn table(peers: &[Peer], times: &mut BTreeMap<String, Vec<Duration>>) {
+    let rounds = BLOCKS * PER_BLOCK;
+    println!(
+        "one bundle: create, start, wait, delete; {rounds} rounds each, milliseconds; load {}",
+        load()
+    );
+    let mut medians = BTreeMap::new();
+    for (name, times) in times.iter_mut() {
+        times.sort();
+        let at = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f64() * 1e3;
+        medians.insert(name.clone(), at(50));
+        println!("  {name:24} p50 {:8.2}  p95 {:8.2}  min {:8.2}", at(50), at(95), at(0));
+    }
+    let ratio = |what: &str, a: &str, b: &str, bound: f64| {
+        if let (Some(a), Some(b)) = (medians.get(a), medians.get(b)) {
+            let verdict = if a / b <= bound { "holds" } else { "MISSED" };
+            println!("  {what:44} {:6.3}  (bound {bound:5.3}: {verdict})", a / b);
+        }
+    };
+    let ours = peers[0].name.as_str();
+    let named = |start: &str| peers.iter().find(|p| p.name.starts_with(start)).map(|p| &*p.name);
+    if let Some(runc) = named("runc") {
+        ratio("lapstrake-oci / runc", ours, runc, 1.0 / 8.0);
+        ratio("shim's own path / runc", "shim", runc, 1.0 / 16.0);
+    }
+    if let Some(crun) = named("crun") {
+        ratio("lapstrake-oci / crun", ours, crun, 1.0 / 4.0);
+        ratio("shim's own path / crun", "shim", crun, 1.0 / 8.0);
+    }
+    ratio("shim's own path / floor", "shim", "floor", 2.0);
+    ratio("lapstrake-oci / floor", ours, "floor", 4.0);
+}
+
+/// The machine's load average: what stands beside every figure.
+pub(crate) fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or("?").to_owned()
+}

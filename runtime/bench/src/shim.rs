@@ -1,0 +1,158 @@
+//! The shim's own path: containers of a pod that is there already, as the daemon drives them.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use runtime::{CreateContainer, CreateSandbox, ExecSync, Rootfs, Shim, ShimCgroup, Shims};
+use tokio::runtime::Runtime;
+
+use crate::bundle::{Bundle, config};
+
+const ID: &str = "bench-pod";
+const EXECS: usize = 100;
+/// After so many the shim must look as before.
+const MANY_EXECS: usize = 500;
+/// An exec'd process that leaves nothing behind.
+const LIMIT: Option<Duration> = Some(Duration::from_secs(20));
+
+pub(crate) struct Pod {
+    tokio: Runtime,
+    shims: Shims,
+    shim: Shim,
+    dir: PathBuf,
+    bundle: PathBuf,
+    filter: PathBuf,
+    group: String,
+    pause: i32,
+    count: usize,
+}
+
+impl Pod {
+    pub(crate) fn start(scratch: &Path, bundle: &Bundle, binary: &Path) -> Self {
+        let tokio = Runtime::new().unwrap();
+        let dir = scratch.join("pod");
+        std::fs::create_dir_all(dir.join("shm")).unwrap();
+        let group = format!("/lapstrake-bench-{}/pod", std::process::id());
+        let own = serde_json::json!({
+            "ociVersion": "1.2.0", "hostname": "bench", "process": { "args": ["/pause"], "cwd": "/" },
+            "linux": { "cgroupsPath": format!("{group}/{ID}"), "namespaces": [
+                { "type": "ipc" }, { "type": "uts" }, { "type": "mount" }, { "type": "pid" }] }
+        });
+        std::fs::write(dir.join("config.json"), own.to_string()).unwrap();
+        let parent = format!("lapstrake-bench-{}/shims", std::process::id());
+        let shims = Shims::open(binary, ShimCgroup { parent }).unwrap();
+        let (shim, pause) = tokio.block_on(async {
+            let shim = shims.spawn(ID, &dir).await.unwrap();
+            let ask = CreateSandbox { id: ID.into(), bundle: dir.clone(), shm_size: 1 << 20 };
+            let made = shim.create_sandbox(ask, None).await.unwrap();
+            (shim, made.pause_pid)
+        });
+        let (filter, bundle) = (bundle.filter_path.clone(), bundle.dir.clone());
+        Self { tokio, shims, shim, dir, bundle, filter, group, pause, count: 0 }
+    }
+
+    /// One container from creation to deletion.
+    pub(crate) fn run(&mut self) -> Duration {
+        let (ask, id) = self.container(&["/bin/true"]);
+        let shim = &self.shim;
+        self.tokio.block_on(async {
+            let begun = Instant::now();
+            shim.create_container(ask).await.unwrap();
+            shim.start_container(&id).await.unwrap();
+            let exit = shim.wait(&id, LIMIT).await.unwrap().expect("an end");
+            shim.delete_container(&id).await.unwrap();
+            let took = begun.elapsed();
+            assert_eq!(exit.code, 0);
+            took
+        })
+    }
+
+    fn container(&mut self, args: &[&str]) -> (CreateContainer, String) {
+        self.count += 1;
+        let id = format!("c{}", self.count);
+        let bundle = self.dir.join("containers").join(&id);
+        for sub in ["rootfs", "upper", "work"] {
+            std::fs::create_dir_all(bundle.join(sub)).unwrap();
+        }
+        let group = format!("{}/{id}", self.group);
+        let mut config = config(Some((self.pause, &group)));
+        config["process"]["args"] = serde_json::json!(args);
+        std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+        let rootfs = Rootfs {
+            lowers: vec![self.bundle.join("rootfs")],
+            upper: Some(bundle.join("upper")),
+            work: Some(bundle.join("work")),
+            volatile: true,
+        };
+        let seccomp_bpf = Some(self.filter.clone());
+        let ask =
+            CreateContainer { id: id.clone(), bundle, rootfs, seccomp_bpf, ..Default::default() };
+        (ask, id)
+    }
+
+    /// ExecSync of `/bin/true`, and what the shim of a pod with one container weighs before and after many of them.
+    pub(crate) fn exec_and_memory(&mut self) {
+        let (ask, id) = self.container(&["/bin/busybox", "sleep", "1000"]);
+        let shim = self.shim.clone();
+        let exec = async || {
+            let process_json = br#"{"args":["/bin/true"],"cwd":"/","env":["PATH=/bin"]}"#.to_vec();
+            let ask =
+                ExecSync { id: id.clone(), process_json, timeout: LIMIT, output_cap: 1 << 16 };
+            assert_eq!(shim.exec_sync(ask).await.unwrap().exit_code, 0);
+        };
+        let pid = self.shim.pid();
+        let mut times = self.tokio.block_on(async {
+            shim.create_container(ask).await.unwrap();
+            shim.start_container(&id).await.unwrap();
+            let mut times = Vec::new();
+            for _ in 0..EXECS {
+                let begun = Instant::now();
+                exec().await;
+                times.push(begun.elapsed());
+            }
+            times
+        });
+        times.sort();
+        println!(
+            "  ExecSync of /bin/true by the shim: p50 {:.2} ms",
+            times[EXECS / 2].as_secs_f64() * 1e3
+        );
+        std::thread::sleep(Duration::from_secs(2)); // it gives memory back when it has been quiet
+        let before = weigh(pid);
+        self.tokio.block_on(async {
+            for _ in 0..MANY_EXECS {
+                exec().await;
+            }
+        });
+        std::thread::sleep(Duration::from_secs(2));
+        let after = weigh(pid);
+        println!("  shim with one container: {before}");
+        println!("  after {MANY_EXECS} execs:         {after}; load {}", crate::load());
+    }
+
+    pub(crate) fn end(self) {
+        let Self { tokio, shims, shim, group, .. } = self;
+        tokio.block_on(async {
+            shim.shutdown().await.unwrap();
+            shims.forget(ID).await.unwrap();
+        });
+        shims.prune();
+        cgroup::Hierarchies::detect().unwrap().prune(&group);
+    }
+}
+
+fn weigh(pid: i32) -> String {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let of = |key: &str| {
+        let line = rollup.lines().find(|l| l.starts_with(key)).unwrap_or("");
+        line.split_whitespace().nth(1).unwrap_or("?").to_owned()
+    };
+    let count = |dir: &str| std::fs::read_dir(format!("/proc/{pid}/{dir}")).unwrap().count();
+    format!(
+        "PSS {} KiB, RSS {} KiB, {} descriptors, {} threads",
+        of("Pss:"),
+        of("Rss:"),
+        count("fd"),
+        count("task")
+    )
+}
