@@ -43,6 +43,13 @@ test: need-test build ## everything but the vm ring; needs root and leaves nothi
 	cargo test --release --locked --workspace --no-run
 	@$(MAKE) --no-print-directory shim
 	@export E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim; $(call cargo_test,--workspace)
+	@$(MAKE) --no-print-directory test-runc
+
+# The tests of containers, execs and logs once more, with Debian's runc in place of the built-in runtime.
+.PHONY: test-runc
+test-runc:
+	E2E_REQUIRE_ROOT=1 E2E_HANDLER=/usr/sbin/runc LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim \
+		cargo test --release --locked -p e2e --test it -- container_lifecycle:: exec:: logs:: --test-threads $(TEST_THREADS)
 
 test-vm: need-test build ## the e2e ring in a QEMU guest: systemd, pure cgroup v2, AppArmor, a Debian kernel
 	@if [ "$$(id -u)" != 0 ]; then echo "make test-vm: needs root to make the guest"; exit 1; fi

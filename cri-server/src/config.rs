@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
+use crate::container::log_limits;
 use crate::error::Error;
 use crate::network::mode::Mode;
 
@@ -103,6 +104,8 @@ pub(crate) struct Runtime {
     pub(crate) shim_cgroup: String,
     /// `None`: beside the daemon's own binary.
     pub(crate) shim: Option<PathBuf>,
+    /// For containers whose annotations say nothing else.
+    pub(crate) logs: runtime::LogLimits,
 }
 
 /// The name of the runtime that is built in.
@@ -206,6 +209,15 @@ struct RawRuntime {
     cgroup_parent: String,
     shim_cgroup: String,
     shim: PathBuf,
+    logs: RawLogs,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLogs {
+    rate: u64,
+    size: u64,
+    policy: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -458,6 +470,17 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
         let name = &raw.runtime.default_handler;
         mistakes.push(format!("runtime.default_handler: no handler {name:?} is configured"));
     }
+    let policy = log_limits::blocks(&raw.runtime.logs.policy);
+    if policy.is_none() {
+        let given = &raw.runtime.logs.policy;
+        mistakes.push(format!("runtime.logs.policy: {given:?} {}", log_limits::WORDS));
+    }
+    let logs = runtime::LogLimits {
+        rate: raw.runtime.logs.rate,
+        size: raw.runtime.logs.size,
+        block: policy.unwrap_or(false),
+        ..Default::default()
+    };
     if !mistakes.is_empty() {
         return Err(ConfigError { mistakes });
     }
@@ -506,6 +529,7 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
                 .shim
                 .clone()
                 .or(Some(raw.runtime.shim).filter(|shim| !shim.as_os_str().is_empty())),
+            logs,
         },
     })
 }

@@ -371,13 +371,14 @@ impl Node {
     }
 
     fn config(&self) -> String {
+        let [default, foreign] = foreign_handler();
         let prefix = if self.options.range_prefix == 0 { 24 } else { self.options.range_prefix };
         format!(
             "[images]\ncerts_d = [\"{certs_d}\"]\n\n\
              [network]\nmode = \"{mode}\"\nbridge = \"{bridge}\"\nranges = [\"{network}.0/{prefix}\"]\n\
              cni_conf_dir = \"{plugins}/conf.d\"\ncni_bin_dirs = [\"{plugins}/bin\", \"/usr/lib/cni\"]\n\
              cni_cache_dir = \"{plugins}/cache\"\ncni_netns_dir = \"{plugins}/netns\"\n{more}\n\
-             [runtime]\ncgroup_parent = \"{cgroup}\"\nshim_cgroup = \"{cgroup}/shims\"\n{extra}",
+             [runtime]\ncgroup_parent = \"{cgroup}\"\nshim_cgroup = \"{cgroup}/shims\"\n{default}{extra}{foreign}",
             certs_d = self.certs_d().display(),
             mode = match self.options.network_mode {
                 "" => "bridge",
@@ -388,7 +389,9 @@ impl Node {
             bridge = self.slot.bridge(),
             network = self.slot.network(),
             cgroup = self.slot.cgroup(),
+            default = default,
             extra = self.options.config,
+            foreign = foreign,
         )
     }
 }
@@ -416,4 +419,12 @@ pub fn binary(name: &str) -> PathBuf {
     let path = dir.join(name);
     assert!(path.exists(), "{} is not there: `make build`", path.display());
     path
+}
+
+/// `E2E_HANDLER=/usr/sbin/runc` lets another OCI runtime make the containers of all tests: a key of `[runtime]`, and a
+/// section.
+fn foreign_handler() -> [String; 2] {
+    let Ok(path) = std::env::var("E2E_HANDLER") else { return Default::default() };
+    let section = format!("\n[runtime.handlers.foreign]\npath = {path:?}\n");
+    ["default_handler = \"foreign\"\n".to_owned(), section]
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::spec::{Seccomp, Spec};
 use super::state::Phase;
-use super::{Container, capabilities, devices, oci_spec, process, remove, signal, user};
+use super::{
+    Container, capabilities, devices, log_limits, oci_spec, process, remove, signal, user,
+};
 use crate::app::Ctx;
 use crate::clock;
 use crate::error::Error;
@@ -166,7 +168,11 @@ async fn bring_up(
 ) -> Result<(), Error> {
     timeline.enter("spec");
     let bundle = ctx.bundle_dir(container);
-    let seccomp_bpf = seccomp_program(ctx, &container.spec)?;
+    let handler = ctx.config.runtime.handler(&sandbox.spec.runtime_handler)?;
+    let seccomp_bpf = match &handler {
+        None => seccomp_program(ctx, &container.spec)?,
+        Some(_) => None,
+    };
     write_config(ctx, sandbox, container, image, &bundle)?;
     timeline.enter("snapshot");
     let snapshot = ctx.images.prepare(container.id.as_str(), &image.id).await?;
@@ -187,9 +193,12 @@ async fn bring_up(
         tty: container.spec.tty,
         stdin: container.spec.stdin,
         stdin_once: container.spec.stdin_once,
-        handler: ctx.config.runtime.handler(&sandbox.spec.runtime_handler)?,
+        handler,
         seccomp_bpf,
-        limits: runtime::LogLimits::default(),
+        limits: log_limits::resolve(
+            ctx.config.runtime.logs,
+            [&sandbox.spec.annotations, &container.spec.annotations],
+        )?,
     };
     timeline.enter("shim");
     let pid = shim.create_container(request).await?.pid;
@@ -200,14 +209,19 @@ async fn bring_up(
     })
 }
 
-/// The compiled filter; a privileged container has none, whatever it asks for.
+/// A privileged container has no filter, whatever it asks for.
+fn seccomp_profile(spec: &Spec) -> Option<seccomp::Profile<'_>> {
+    match &spec.security.seccomp {
+        _ if spec.security.privileged => None,
+        Seccomp::Unconfined => None,
+        Seccomp::RuntimeDefault => Some(seccomp::Profile::RuntimeDefault),
+        Seccomp::Localhost(path) => Some(seccomp::Profile::File(path)),
+    }
+}
+
+/// The compiled filter, for the built-in runtime.
 fn seccomp_program(ctx: &Ctx, spec: &Spec) -> Result<Option<PathBuf>, Error> {
-    let profile = match &spec.security.seccomp {
-        _ if spec.security.privileged => return Ok(None),
-        Seccomp::Unconfined => return Ok(None),
-        Seccomp::RuntimeDefault => seccomp::Profile::RuntimeDefault,
-        Seccomp::Localhost(path) => seccomp::Profile::File(path),
-    };
+    let Some(profile) = seccomp_profile(spec) else { return Ok(None) };
     let granted = capabilities::resolve(&spec.security.capabilities, false);
     Ok(Some(ctx.seccomp.program(profile, &granted.effective)?))
 }
@@ -231,8 +245,15 @@ fn write_config(
         target_pid: target_pid(ctx, container)?,
         node: ctx.node,
     };
-    let config = oci_spec::container(&input).to_string();
-    Ok(disk::write_plain(&bundle.join("config.json"), config.as_bytes())?)
+    let mut config = oci_spec::container(&input);
+    // Another runtime compiles by itself what it finds there.
+    if ctx.config.runtime.handler(&sandbox.spec.runtime_handler)?.is_some()
+        && let Some(profile) = seccomp_profile(spec)
+    {
+        let granted = capabilities::resolve(&spec.security.capabilities, false);
+        config["linux"]["seccomp"] = ctx.seccomp.document(profile, &granted.effective)?;
+    }
+    Ok(disk::write_plain(&bundle.join("config.json"), config.to_string().as_bytes())?)
 }
 
 /// The process whose pid namespace an ephemeral container joins.

@@ -5,6 +5,7 @@ pub(crate) mod create;
 pub(crate) mod devices;
 pub(crate) mod exec_budget;
 pub(crate) mod exec_sync;
+pub(crate) mod log_limits;
 pub(crate) mod oci_spec;
 pub(crate) mod process;
 pub(crate) mod remove;

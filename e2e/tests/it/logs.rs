@@ -55,8 +55,10 @@ async fn long_lines_are_split_and_bytes_are_kept() {
 #[tokio::test]
 async fn rotation_under_load_loses_nothing() {
     let (node, pod) = busybox_pod().await;
-    let spec = container("main", image::BUSYBOX)
-        .shell("i=0; while [ $i -lt 30000 ]; do echo $i; i=$((i+1)); done");
+    let spec = container("main", image::BUSYBOX).shell(
+        "i=0; while [ $i -lt 30000 ]; do echo $i; i=$((i+1)); \
+            [ $((i % 500)) -ne 0 ] || usleep 20000; done",
+    );
     let container = pod.start(&spec).await;
     let mut parts = Vec::new();
     for number in 0..5 {
@@ -107,4 +109,22 @@ async fn busybox_pod() -> (Node, Pod) {
     let node = Node::with_busybox().await;
     let pod = node.run_pod(pod("pod")).await;
     (node, pod)
+}
+
+#[tokio::test]
+async fn a_pod_that_floods_its_log_keeps_to_the_size_that_its_annotation_gives() {
+    let node = Node::with_busybox().await;
+    let limited = pod("flood").annotation("lapstrake.io/log-size", "100000");
+    let limited = node.run_pod(limited).await;
+    let flood = container("main", image::BUSYBOX).shell("seq 1 1000000; exit 2");
+    let flood = limited.start(&flood).await;
+    assert_eq!(flood.exited().await.exit_code, 2);
+    let size = fs::metadata(&flood.log).unwrap().len();
+    assert!((100_000..2_000_000).contains(&size), "{size}");
+    let wrong = pod("wrong").annotation("lapstrake.io/log-policy", "perhaps");
+    let wrong = node.run_pod(wrong).await;
+    let refusal = wrong.try_create(&container("main", image::BUSYBOX)).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::InvalidArgument, "{refusal}");
+    assert!(refusal.message().contains("lapstrake.io/log-policy"), "{refusal}");
+    node.finish().await;
 }

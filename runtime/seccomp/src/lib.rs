@@ -14,6 +14,7 @@
 
 mod compile;
 mod default;
+mod document;
 mod error;
 mod file;
 mod filter;

@@ -132,6 +132,26 @@ impl Compiler {
         Ok(kept.path)
     }
 
+    /// The same profile as an OCI `linux.seccomp` object, for a runtime that compiles by itself.
+    ///
+    /// # Errors
+    /// As [`Compiler::program`], without those of the directory.
+    pub fn document(
+        &self,
+        profile: Profile<'_>,
+        capabilities: &[&str],
+    ) -> Result<serde_json::Value, Error> {
+        let machine = Machine::here();
+        Ok(crate::document::document(&match profile {
+            Profile::RuntimeDefault => default::filter(machine, capabilities),
+            Profile::File(path) => {
+                let unusable = |source| Error::File { path: path.to_owned(), source };
+                let bytes = file::read(path).map_err(unusable)?;
+                file::filter(path, &bytes, Facts { machine, kernel: self.kernel, capabilities })?
+            }
+        }))
+    }
+
     /// The program of an OCI `linux.seccomp` object, from the directory when it is there: what a
     /// command that starts one container needs, to which memory is of no use.
     ///

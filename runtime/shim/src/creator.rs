@@ -123,7 +123,7 @@ pub(crate) struct ExecJob<'a> {
 pub(crate) fn enter(job: &ExecJob<'_>) -> i32 {
     keep_only(job.stdio, [job.channel].into_iter());
     let result = match &job.handler {
-        Some(handler) => Err(handler::exec(handler, job)),
+        Some(handler) => handler::exec(handler, job),
         None => try_enter(job),
     };
     report(job.channel, result)

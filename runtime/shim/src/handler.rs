@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio as Standard};
 use std::time::Duration;
@@ -16,7 +15,10 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::clamp;
+use crate::console::Console;
 use crate::creator::{ExecJob, Job};
+use crate::start::note;
 
 /// One call of the runtime takes tens of milliseconds; this long means that it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,8 +37,8 @@ pub(crate) struct Handler<'a> {
 
 /// Up to the point where init waits for `start`. Leaves this process in a mount namespace of its own.
 pub(crate) fn create(binary: &Path, job: &Job<'_>, spec: &Spec) -> Result<(), Error> {
-    let (Rootfs::Layers(layers), Stdio::Pipes(fds)) = (&job.rootfs, job.stdio) else {
-        return Err(Error::new("create", "an external runtime takes layers and pipes only"));
+    let Rootfs::Layers(layers) = &job.rootfs else {
+        return Err(Error::new("create", "an external runtime takes layers only"));
     };
     let linux = spec.linux.as_ref();
     let group = linux.and_then(|l| l.cgroups_path.as_deref());
@@ -47,48 +49,43 @@ pub(crate) fn create(binary: &Path, job: &Job<'_>, spec: &Spec) -> Result<(), Er
     let own_pids = linux.is_some_and(|l| l.namespaces.iter().flatten().any(new_pids));
     channel::say_planned(job.channel, &group, own_pids)?;
     let handler = Handler { binary, id: job.id, bundle: job.bundle };
-    let mut command = handler.command("create")?;
+    let log = handler.log();
+    let mut command = handler.command("create", &log)?;
+    clamp_config(job.bundle)?;
+    let console = match job.stdio {
+        Stdio::Pipes(_) => None,
+        Stdio::Terminal => Some(Console::listen(job.bundle, "console.sock")?),
+    };
     container::external::prepare(job.bundle, layers, job.shm.as_ref())?;
     let pid_file = job.bundle.join("init.pid");
-    command.arg("--bundle").arg(job.bundle).arg("--pid-file").arg(&pid_file).arg(job.id);
-    attach(&mut command, fds)?;
-    handler.run(command, "create")?;
+    command.arg("--bundle").arg(job.bundle).arg("--pid-file").arg(&pid_file);
+    set_stdio(&mut command, job.stdio, console.as_ref())?;
+    command.arg(job.id);
+    handler.run(command, "create", &log)?;
     let pid = std::fs::read_to_string(&pid_file).ok().and_then(|t| t.trim().parse().ok());
     let pid = pid.ok_or_else(|| {
         Error::new("create", format!("{} left no pid in {}", binary.display(), pid_file.display()))
     })?;
     channel::say_external(job.channel, pid)?;
-    channel::say_ready(job.channel, None)
+    let master = console.map(|it| it.receive()).transpose()?;
+    channel::say_ready(job.channel, master.as_ref().map(AsFd::as_fd))
 }
 
-/// Becomes `exec` of the runtime, whose exit code is that of the process. Returns only to say why not.
-pub(crate) fn exec(handler: &Handler<'_>, job: &ExecJob<'_>) -> Error {
-    match try_exec(handler, job) {
-        Ok(mut command) => {
-            let e = command.exec();
-            Error::new(
-                "exec",
-                format!("{}: {}", handler.binary.display(), container::error::words(&e)),
-            )
-        }
-        Err(e) => e,
-    }
-}
-
-fn try_exec(handler: &Handler<'_>, job: &ExecJob<'_>) -> Result<Command, Error> {
-    let Stdio::Pipes(fds) = job.stdio else {
-        return Err(Error::new("exec", "an external runtime takes pipes only"));
-    };
+/// Starts a process by `exec` of the runtime, which leaves it to us: what it leaves behind when it has ended is given to
+/// this process first, and to the shim, which waits for it, only after the shim was told of it.
+pub(crate) fn exec(handler: &Handler<'_>, job: &ExecJob<'_>) -> Result<(), Error> {
     let failed = |e: Errno| Error::new("exec", container::error::words(&e.into()));
-    rustix::process::setsid().map_err(failed)?;
-    channel::say_init(job.channel)?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(failed)?;
     let tracker = Path::new(job.tracker).file_name().unwrap_or_default();
+    let name = tracker.to_string_lossy();
     job.node
-        .create_tracker(job.cgroup, &tracker.to_string_lossy())
+        .create_tracker(job.cgroup, &name)
         .map_err(|e| Error::new("create the cgroup of the process", e.to_string()))?;
     // Not close-on-exec: the runtime opens it by its number.
     let process = memfd_create("process.json", MemfdFlags::empty()).map_err(failed)?;
-    let mut rest = job.process_json;
+    let terminal = matches!(job.stdio, Stdio::Terminal);
+    let json = with_terminal(job.process_json, terminal)?;
+    let mut rest = json.as_slice();
     while !rest.is_empty() {
         rest = &rest[rustix::io::write(&process, rest).map_err(failed)?..];
     }
@@ -97,33 +94,50 @@ fn try_exec(handler: &Handler<'_>, job: &ExecJob<'_>) -> Result<Command, Error> 
         group.push(format!("{controller}:"));
     }
     group.push(tracker);
-    let mut command = handler.command("exec")?;
-    command.arg("--cgroup").arg(group);
+    let log = handler.bundle.join(format!("{name}.log"));
+    let pid_file = handler.bundle.join(format!("{name}.pid"));
+    let mut command = handler.command("exec", &log)?;
+    command.arg("--detach").arg("--pid-file").arg(&pid_file).arg("--cgroup").arg(group);
     command.arg("--process").arg(format!("/proc/self/fd/{}", process.as_raw_fd()));
+    let console = match terminal {
+        false => None,
+        true => Some(Console::listen(handler.bundle, &format!("{name}.sock"))?),
+    };
+    set_stdio(&mut command, job.stdio, console.as_ref())?;
     command.arg(handler.id);
-    attach(&mut command, fds)?;
-    std::mem::forget(process); // stays open across exec
-    reset_signals();
-    Ok(command)
+    let ran = handler.run(command, "exec", &log);
+    let pid = std::fs::read_to_string(&pid_file).ok().and_then(|t| t.trim().parse().ok());
+    for file in [&log, &pid_file] {
+        let _ = std::fs::remove_file(file);
+    }
+    ran?;
+    let pid =
+        pid.ok_or_else(|| Error::new("exec", format!("{} left no pid", handler.binary.display())))?;
+    channel::say_external(job.channel, pid)?;
+    match console {
+        None => Ok(()),
+        Some(console) => channel::say_ready(job.channel, Some(console.receive()?.as_fd())),
+    }
 }
 
 impl Handler<'_> {
     /// `start ID` or `delete --force ID`.
     pub(crate) fn call(&self, verb: &str, options: &[&str]) -> Result<(), Error> {
-        let mut command = self.command(verb)?;
+        let log = self.log();
+        let mut command = self.command(verb, &log)?;
         command.args(options).arg(self.id);
         command.stdin(Standard::null()).stdout(Standard::null()).stderr(Standard::null());
-        self.run(command, verb)
+        self.run(command, verb, &log)
     }
 
     /// The runtime keeps its state in the pod's directory, our working directory, and dies with the pod.
-    fn command(&self, verb: &str) -> Result<Command, Error> {
+    fn command(&self, verb: &str, log: &Path) -> Result<Command, Error> {
         let pod = std::env::current_dir()
             .map_err(|e| Error::new(verb, format!("find the pod's directory: {e}")))?;
         let mut command = Command::new(self.binary);
         command.env_clear().env("PATH", SEARCH_PATH).current_dir(self.bundle);
         command.arg("--root").arg(pod.join("handler"));
-        command.arg("--log").arg(self.log()).arg("--log-format").arg("json").arg(verb);
+        command.arg("--log").arg(log).arg("--log-format").arg("json").arg(verb);
         Ok(command)
     }
 
@@ -131,8 +145,8 @@ impl Handler<'_> {
         self.bundle.join("handler.log")
     }
 
-    fn run(&self, mut command: Command, verb: &str) -> Result<(), Error> {
-        let _ = std::fs::remove_file(self.log()); // only the complaint of this call is of interest
+    fn run(&self, mut command: Command, verb: &str, log: &Path) -> Result<(), Error> {
+        let _ = std::fs::remove_file(log); // only the complaint of this call is of interest
         reset_signals();
         let name = self.binary.display();
         let failed = |e: std::io::Error| {
@@ -141,22 +155,22 @@ impl Handler<'_> {
         let mut child = command.spawn().map_err(failed)?;
         match wait(&mut child).map_err(failed)? {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(Error::new(verb, format!("{name}: {}", self.complaint(status)))),
+            Some(status) => Err(Error::new(verb, format!("{name}: {}", complaint(log, status)))),
             None => {
                 let seconds = PATIENCE.as_secs();
                 Err(Error::new(verb, format!("{name} did not end within {seconds} s; killed")))
             }
         }
     }
+}
 
-    /// The last error the runtime wrote to its log.
-    fn complaint(&self, status: ExitStatus) -> String {
-        let mut text = String::new();
-        if let Ok(file) = File::open(self.log()) {
-            let _ = file.take(LOG_MAX).read_to_string(&mut text);
-        }
-        last_error(&text).unwrap_or_else(|| format!("{status}, and no reason in its log"))
+/// The last error the runtime wrote to its log.
+fn complaint(log: &Path, status: ExitStatus) -> String {
+    let mut text = String::new();
+    if let Ok(file) = File::open(log) {
+        let _ = file.take(LOG_MAX).read_to_string(&mut text);
     }
+    last_error(&text).unwrap_or_else(|| format!("{status}, and no reason in its log"))
 }
 
 /// `None` when it did not end in time and was killed.
@@ -176,6 +190,50 @@ fn last_error(log: &str) -> Option<String> {
     let lines = log.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
     let mut errors = lines.filter(|l| l["level"] == "error" || l["level"] == "fatal");
     errors.next_back().and_then(|l| l["msg"].as_str().map(str::to_owned))
+}
+
+/// Rewrites the bundle's specification where this node cannot grant what it asks for.
+fn clamp_config(bundle: &Path) -> Result<(), Error> {
+    const STAGE: &str = "read the specification";
+    let path = bundle.join("config.json");
+    let failed = |e: std::io::Error| {
+        Error::new(STAGE, format!("{}: {}", path.display(), container::error::words(&e)))
+    };
+    let text = std::fs::read(&path).map_err(failed)?;
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|e| failed(e.into()))?;
+    let said = clamp::process(&mut config["process"]);
+    if !said.is_empty() {
+        note(&said.join("; "));
+        std::fs::write(&path, config.to_string()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The `process` object, saying of its terminal what is the case.
+fn with_terminal(json: &[u8], terminal: bool) -> Result<Vec<u8>, Error> {
+    let mut process: serde_json::Value = serde_json::from_slice(json)
+        .map_err(|e| Error::new("read the process", format!("process object: {e}")))?;
+    process["terminal"] = terminal.into();
+    clamp::process(&mut process);
+    Ok(process.to_string().into_bytes())
+}
+
+fn set_stdio(
+    command: &mut Command,
+    stdio: Stdio<'_>,
+    console: Option<&Console>,
+) -> Result<(), Error> {
+    if let Some(console) = console {
+        command.arg("--console-socket").arg(console.name());
+    }
+    match stdio {
+        Stdio::Pipes(fds) => attach(command, fds),
+        Stdio::Terminal => {
+            command.stdin(Standard::null()).stdout(Standard::null()).stderr(Standard::null());
+            Ok(())
+        }
+    }
 }
 
 fn attach(command: &mut Command, fds: [BorrowedFd<'_>; 3]) -> Result<(), Error> {

@@ -1,6 +1,8 @@
 //! The shim: parent of everything in one pod, from before its first process until after its last.
 //! The same image is also the pod's pause process, told by the name it is started under.
 
+mod clamp;
+mod console;
 mod creator;
 mod exec;
 mod handler;

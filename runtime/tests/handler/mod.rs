@@ -1,11 +1,14 @@
 //! The same life of a container, made by an external OCI runtime: Debian's runc.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use runtime::{CreateContainer, ErrorKind, Event, Rootfs};
+use runtime::{Attach, CreateContainer, ErrorKind, Event, Exec, Rootfs};
 
 use crate::node::{Node, Payload};
+use crate::sessions::{exec, read_until};
 
 const RUNC: &str = "/usr/sbin/runc";
 
@@ -143,12 +146,46 @@ async fn what_an_external_runtime_cannot_be_given_is_refused_by_name() {
         rootfs: layers,
         ..Default::default()
     };
-    let tty = CreateContainer { tty: true, ..base.clone() };
     let filter = CreateContainer { seccomp_bpf: Some("/filter".into()), ..base };
-    for (request, want) in [(tty, "a terminal"), (filter, "a compiled seccomp program")] {
-        let error = node.shim.create_container(request).await.expect_err(want);
-        assert_eq!(error.kind, ErrorKind::InvalidArgument);
-        assert!(error.message.starts_with(want) && error.message.contains(RUNC), "{error}");
+    let want = "a compiled seccomp program";
+    let error = node.shim.create_container(filter).await.expect_err(want);
+    assert_eq!(error.kind, ErrorKind::InvalidArgument);
+    assert!(error.message.starts_with(want) && error.message.contains(RUNC), "{error}");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn terminals_and_streams_are_the_same_under_an_external_runtime() {
+    let Some(node) = node("runc-tty").await else { return };
+    let mut payload = by_runc("read x; echo got $x; stty size; exec sleep 1000");
+    (payload.tty, payload.stdin) = (true, true);
+    let c = node.create("c1", payload).await.expect("create");
+    c.start().await.expect("start");
+    node.shim.resize(&c.id, 11, 22).await.expect("resize");
+    let ask =
+        Attach { id: c.id.clone(), stdin: true, stdout: true, stderr: false, ..Default::default() };
+    let streams = node.shim.attach(ask).await.expect("attach");
+    let mut out = File::from(streams.stdout.expect("stdout"));
+    File::from(streams.terminal.expect("terminal")).write_all(b"word\n").expect("write");
+    let text = read_until(&mut out, "11 22").await;
+    assert!(text.contains("got word"), "{text:?}");
+
+    for tty in [false, true] {
+        let ask = Exec { tty, ..exec(&c, "test -t 0 && echo terminal; read x; echo $x; exit 3") };
+        let mut session = node.shim.exec(ask).await.expect("exec");
+        let streams = std::mem::take(&mut session.streams);
+        assert_eq!(streams.terminal.is_some(), tty);
+        let (mut input, mut output) = match streams.terminal {
+            Some(master) => (File::from(master.try_clone().expect("dup")), File::from(master)),
+            None => (
+                File::from(streams.stdin.expect("stdin")),
+                File::from(streams.stdout.expect("stdout")),
+            ),
+        };
+        input.write_all(b"hello\n").expect("write");
+        let text = read_until(&mut output, if tty { "hello\r\nhello" } else { "hello\n" }).await;
+        assert_eq!(text.contains("terminal"), tty, "{text:?}");
+        assert_eq!(session.wait().await.expect("code"), 3);
     }
     node.end().await;
 }

@@ -32,7 +32,7 @@ async fn read_all(fd: OwnedFd) -> Vec<u8> {
 }
 
 /// Reads until `want` has come.
-async fn read_until(file: &mut File, want: &str) -> String {
+pub(crate) async fn read_until(file: &mut File, want: &str) -> String {
     let (mut text, begun) = (Vec::new(), Instant::now());
     let mut buffer = [0; 4096];
     while !String::from_utf8_lossy(&text).contains(want) {
@@ -46,7 +46,7 @@ async fn read_until(file: &mut File, want: &str) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-fn exec(c: &Running<'_>, script: &str) -> Exec {
+pub(crate) fn exec(c: &Running<'_>, script: &str) -> Exec {
     let process = serde_json::json!({ "args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"],
         "consoleSize": { "height": 33, "width": 77 } });
     Exec {

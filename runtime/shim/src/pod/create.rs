@@ -338,13 +338,12 @@ impl Pod {
 
 /// What an external runtime cannot be given is refused by name.
 fn refused_by_handler(ask: &CreateContainer) -> Option<String> {
-    let unserved = [
-        ("a terminal", ask.tty),
-        // The runtime compiles filters by itself, from `linux.seccomp` of the specification.
-        ("a compiled seccomp program", !ask.seccomp_bpf.is_empty()),
-    ];
-    let (what, _) = unserved.iter().find(|(_, used)| *used && !ask.handler.is_empty())?;
-    Some(format!("{what} is not supported with the external runtime {}", ask.handler))
+    // The runtime compiles filters by itself, from `linux.seccomp` of the specification.
+    let refused = !ask.handler.is_empty() && !ask.seccomp_bpf.is_empty();
+    refused.then(|| {
+        let handler = &ask.handler;
+        format!("a compiled seccomp program is not supported with the external runtime {handler}")
+    })
 }
 
 /// Our ends and the container's ends; no ends of the container's when init makes a terminal.

@@ -115,7 +115,7 @@ impl Pod {
             let Some(report) = &session.report else { return };
             match channel::listen(report.as_fd()) {
                 Err(Errno::AGAIN | Errno::INTR) => return,
-                Ok(Report::Init { pid }) => {
+                Ok(Report::Init { pid } | Report::External { pid }) => {
                     session.pid = pid;
                     if session.caller.is_none() {
                         // Its time was up before it existed.
@@ -126,12 +126,7 @@ impl Pod {
                     session.fail(&mut self.links, Kind::Failed, &e.stage, &e.message)
                 }
                 Ok(Report::Clamped(text)) => note(&text),
-                Ok(
-                    Report::Ready { .. }
-                    | Report::Planned { .. }
-                    | Report::External { .. }
-                    | Report::Listener(_),
-                ) => {}
+                Ok(Report::Ready { .. } | Report::Planned { .. } | Report::Listener(_)) => {}
                 Err(_) | Ok(Report::Closed) => {
                     if let Some(report) = session.report.take() {
                         let _ = rustix::event::epoll::delete(&self.epoll, report.as_fd());

@@ -40,6 +40,7 @@ pub(super) struct Streamed {
     code: Option<i32>,
     /// Also before it exists.
     killed: bool,
+    tty: bool,
 }
 
 /// The outer ends of a process' stdio.
@@ -99,6 +100,7 @@ impl Pod {
             tracker,
             code: None,
             killed: false,
+            tty: ask.tty,
         };
         self.streams.insert(number, streamed);
         Ok(())
@@ -110,7 +112,7 @@ impl Pod {
             let Some(report) = &streamed.report else { return };
             match channel::listen(report.as_fd()) {
                 Err(Errno::AGAIN | Errno::INTR) => return,
-                Ok(Report::Init { pid }) => {
+                Ok(Report::Init { pid } | Report::External { pid }) => {
                     streamed.pid = pid;
                     if streamed.killed {
                         let _ = container::sys::process::signal(pid, libc::SIGKILL);
@@ -129,7 +131,7 @@ impl Pod {
                     }
                 }
                 Ok(Report::Clamped(text)) => note(&text),
-                Ok(Report::Planned { .. } | Report::External { .. } | Report::Listener(_)) => {}
+                Ok(Report::Planned { .. } | Report::Listener(_)) => {}
                 Err(_) | Ok(Report::Closed) => return self.stream_begun(number),
             }
         }
@@ -143,6 +145,10 @@ impl Pod {
         }
         let ends = std::mem::take(&mut streamed.ends);
         match streamed.waiting.take() {
+            Some(caller) if streamed.tty && ends.terminal.is_none() => {
+                let why = "the process ended before its terminal was made";
+                self.links.fail(caller, Kind::Failed, "exec", why);
+            }
             Some(caller) if streamed.pid > 0 => {
                 let (reply, fds) = ends.opened(number);
                 self.links.answer_with(caller, reply, &fds);
