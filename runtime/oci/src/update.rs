@@ -13,11 +13,26 @@ pub(crate) fn update(cli: &Cli, args: &UpdateArgs) -> Result<(), Error> {
     let record = state::load(cli, &args.id)?;
     let node = Hierarchies::detect()?;
     let resources = resources(args)?;
+    check_usage(&resources, &node, &record.cgroup)?;
     let settings = cgroup::limits::settings(&resources, &node)?;
     if let Some(unit) = &record.scope {
         scope::limit(unit, &resources, &node)?;
     }
     Ok(node.apply(&record.cgroup, &settings)?)
+}
+
+/// `checkBeforeUpdate`: a limit below what is used would end the container instead of limiting it.
+fn check_usage(r: &Resources, node: &Hierarchies, group: &str) -> Result<(), Error> {
+    let memory = r.memory.as_ref().filter(|m| m.check_before_update == Some(true));
+    let Some(limit) = memory.and_then(|m| u64::try_from(m.limit?).ok()).filter(|l| *l > 0) else {
+        return Ok(());
+    };
+    match node.stats(group).memory_usage {
+        Some(used) if used > limit => Err(Error::Usage(format!(
+            "linux.resources.memory.limit {limit} is below what is used, {used} bytes"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn resources(args: &UpdateArgs) -> Result<Resources, Error> {

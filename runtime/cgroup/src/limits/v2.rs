@@ -5,6 +5,7 @@ use crate::resources::{BlockIo, Cpu, Memory, Rdma};
 use crate::{Error, Resources};
 
 pub(super) fn settings(r: &Resources) -> Result<Vec<Setting>, Error> {
+    refuse_v1(r)?;
     let mut out = Vec::new();
     if let Some(m) = &r.memory {
         memory(m, &mut out)?;
@@ -37,6 +38,23 @@ pub(super) fn settings(r: &Resources) -> Result<Vec<Setting>, Error> {
         out.push(Setting::new("unified", file.as_str(), value));
     }
     Ok(out)
+}
+
+fn refuse_v1(r: &Resources) -> Result<(), Error> {
+    let memory = r.memory.clone().unwrap_or_default();
+    let cpu = r.cpu.clone().unwrap_or_default();
+    let network = r.network.clone().unwrap_or_default();
+    let priorities = network.priorities.is_some_and(|p| !p.is_empty());
+    let v1_only = [
+        ("memory.kernelTCP", memory.kernel_tcp.is_some_and(|v| v > 0)),
+        ("memory.swappiness", memory.swappiness.is_some()),
+        ("memory.disableOOMKiller", memory.disable_oom_killer == Some(true)),
+        ("cpu.realtimeRuntime", cpu.realtime_runtime.is_some_and(|v| v != 0)),
+        ("cpu.realtimePeriod", cpu.realtime_period.is_some_and(|v| v != 0)),
+        ("network.classID", network.class_id.is_some_and(|id| id != 0)),
+        ("network.priorities", priorities),
+    ];
+    super::refuse(&v1_only, "cgroup v2 has no such limit, this node runs v2")
 }
 
 /// v2 writes "no limit" as `max`; v1 and the specification write -1.
@@ -110,9 +128,13 @@ pub fn weight(shares: u64) -> u64 {
 
 fn io(b: &BlockIo, out: &mut Vec<Setting>) {
     if let Some(w) = b.weight.filter(|w| *w != 0) {
-        // v1 weights are 10..=1000, io.weight is 1..=10000.
-        let scaled = 1 + (u64::from(w).clamp(10, 1000) - 10) * 9999 / 990;
-        out.push(Setting::new("io", "io.weight", format!("default {scaled}")));
+        out.push(Setting::new("io", "io.weight", format!("default {}", io_weight(w))));
+    }
+    for d in b.weight_device.iter().flatten() {
+        if let Some(w) = d.weight.filter(|w| *w != 0) {
+            let value = format!("{}:{} {}", d.major, d.minor, io_weight(w));
+            out.push(Setting::new("io", "io.weight", value));
+        }
     }
     let throttles = [
         ("rbps", &b.throttle_read_bps_device),
@@ -129,6 +151,11 @@ fn io(b: &BlockIo, out: &mut Vec<Setting>) {
             ));
         }
     }
+}
+
+/// v1 weights are 10..=1000, io.weight is 1..=10000.
+fn io_weight(w: u16) -> u64 {
+    1 + (u64::from(w).clamp(10, 1000) - 10) * 9999 / 990
 }
 
 pub(super) fn rdma(device: &str, r: &Rdma) -> Setting {
@@ -182,6 +209,19 @@ mod tests {
     #[test]
     fn default_shares_become_the_default_weight_and_the_ends_meet() {
         assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 100, 10_000));
+    }
+
+    #[test]
+    fn what_only_v1_has_is_refused_by_name() {
+        for (json, field) in [
+            (r#"{"memory":{"swappiness":0}}"#, "memory.swappiness"),
+            (r#"{"memory":{"disableOOMKiller":true}}"#, "memory.disableOOMKiller"),
+            (r#"{"cpu":{"realtimeRuntime":1}}"#, "cpu.realtimeRuntime"),
+            (r#"{"network":{"classID":1}}"#, "network.classID"),
+        ] {
+            let r: Resources = serde_json::from_str(json).expect("resources");
+            assert!(settings(&r).expect_err(field).to_string().contains(field), "{field}");
+        }
     }
 
     #[test]
