@@ -11,7 +11,7 @@ BIN := $(TARGET)/release
 # Debian packages, by what needs them.
 FOR_BUILD := gcc libc6-dev libseccomp-dev
 FOR_RUN := busybox-static iproute2 nftables nginx-light
-FOR_TEST := $(FOR_RUN) chromium containernetworking-plugins crun curl dbus-daemon docker-registry \
+FOR_TEST := $(FOR_RUN) chromium containernetworking-plugins crun curl dbus-daemon docker-registry e2fsprogs \
 	golang-github-containers-common iptables openssl procps prometheus protobuf-compiler qemu-system-x86 runc
 FOR_BENCH := $(FOR_TEST) containerd
 

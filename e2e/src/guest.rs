@@ -32,6 +32,9 @@ const BINARIES: &[&str] = &["lapstrake", "lapstrake-shim", "lapstrake-oci", "lap
 /// Enough for a handful of pods and what the file systems in memory hold.
 const MEMORY_MIB: &str = "2048";
 
+/// A crowded host can keep the guest from its timer long enough for the kernel to give up on it.
+const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 psi=1 mitigations=off no_timer_check";
+
 const QEMU: &str = "qemu-system-x86_64";
 
 /// How often the end of the guest is looked for.
@@ -129,7 +132,7 @@ impl Guest {
             .arg(self.dir.join("vmlinuz"))
             .arg("-initrd")
             .arg(self.dir.join("initrd"))
-            .args(["-append", "console=ttyS0 panic=-1 psi=1 mitigations=off"])
+            .args(["-append", KERNEL_OPTIONS])
             .arg("-drive")
             .arg(format!("{},snapshot=on", disk(&self.dir.join("root.img"))))
             .arg("-drive")

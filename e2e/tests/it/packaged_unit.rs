@@ -20,9 +20,8 @@ async fn the_packaged_unit_comes_and_goes_without_its_pods() {
         return;
     }
     systemctl(&["start", UNIT]);
-    // READY=1 is what `start` waited for, so the first call must be answered.
     let cri = Cri::new(Path::new(SOCKET));
-    answers(&cri).await;
+    answers_at_once().await;
     assert_eq!(property("NotifyAccess"), "main");
     let busybox = archive::docker_save(&[(&image::busybox(), image::BUSYBOX)]);
     cri.import(busybox, "").await.expect("ImportImages");
@@ -40,19 +39,23 @@ async fn the_packaged_unit_comes_and_goes_without_its_pods() {
     let first = property("MainPID");
     systemctl(&["restart", UNIT]);
     assert_ne!(property("MainPID"), first);
+    answers_at_once().await;
+    reconnected(&cri).await;
     runs_on(&container, &process).await;
 
-    systemctl(&["kill", "--signal=KILL", "--kill-whom=main", UNIT]);
     let killed = property("MainPID");
+    systemctl(&["kill", "--signal=KILL", "--kill-whom=main", UNIT]);
     wait::until("systemd starts the killed daemon again", SOON, || {
         (property("ActiveState") == "active" && property("MainPID") != killed).then_some(())
     });
+    reconnected(&cri).await;
     runs_on(&container, &process).await;
 
     systemctl(&["stop", UNIT]);
     assert_eq!(property("Result"), "success", "SIGTERM is a clean end");
     assert!(lives(&process) && lives(shim), "the pod outlives the unit's stop");
     systemctl(&["start", UNIT]);
+    reconnected(&cri).await;
     runs_on(&container, &process).await;
     let lines = container.shell("cat /proc/1/cmdline | tr '\\0' ' '").await;
     assert_eq!(lines.trim(), "sleep 1000");
@@ -75,8 +78,18 @@ async fn run_pod(cri: &Cri) -> (Pod, Container) {
     (pod, container)
 }
 
-async fn answers(cri: &Cri) {
-    cri.runtime.clone().version(cri::VersionRequest::default()).await.expect("Version");
+/// READY=1 is what `systemctl start` waited for, so the first call must be answered.
+async fn answers_at_once() {
+    let mut runtime = Cri::new(Path::new(SOCKET)).runtime;
+    runtime.version(cri::VersionRequest::default()).await.expect("Version");
+}
+
+/// A client that was connected to the daemon before this one notices at its next call.
+async fn reconnected(cri: &Cri) {
+    wait::until_async("the client connects again", SOON, || async {
+        cri.runtime.clone().version(cri::VersionRequest::default()).await.ok()
+    })
+    .await;
 }
 
 /// Nothing happened to the container, as far as kernel and daemon know.
