@@ -18,7 +18,7 @@ FOR_BENCH := $(FOR_TEST) containerd
 # E2e tests wait more than they compute.
 TEST_THREADS ?= $(shell echo $$(( 2 * $$(nproc) )))
 
-.PHONY: help build run test test-vm test-fast lint bench need-build need-run need-test need-bench
+.PHONY: help build run test test-vm test-fast lint critest soak bench need-build need-run need-test need-critest need-bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -66,6 +66,25 @@ lint: ## format, clippy, and licences and spelling where the tools are installed
 	$(call when_installed,cargo-deny,cargo deny check)
 	$(call when_installed,typos,typos)
 
+# Debian's static busybox runs its own applets whatever PATH holds; the suite's images need one that
+# does not. The two packages exclude each other, so this one is only unpacked.
+CRITEST_BUSYBOX := $(TARGET)/critest/bin/busybox
+CRITEST_RUNS ?= 1
+CRITEST_ARGS ?=
+
+critest: need-critest build $(CRITEST_BUSYBOX) ## the CRI conformance suite, given its binary: CRITEST=…/critest
+	@if [ ! -x "$(CRITEST)" ]; then echo "SKIPPED: give the suite's binary (github.com/kubernetes-sigs/cri-tools): make critest CRITEST=/path/to/critest"; exit 1; fi
+	cargo run --release --locked -q -p e2e --bin critest -- $(abspath $(CRITEST)) \
+		--busybox $(CRITEST_BUSYBOX) --runs $(CRITEST_RUNS) $(CRITEST_ARGS)
+
+soak: CRITEST_RUNS := 20
+soak: CRITEST_ARGS := --brief --random
+soak: critest ## the conformance suite twenty times, in another order each time
+
+$(CRITEST_BUSYBOX):
+	mkdir -p $(TARGET)/critest
+	cd $(TARGET)/critest && apt-get download -q busybox && dpkg-deb -x busybox_*.deb . && rm busybox_*.deb
+
 bench: need-bench build ## side by side with what is installed of the peers
 	LAPSTRAKE_BIN_DIR=$(CURDIR)/$(BIN) cargo run --release --locked -p runtime-bench
 	cargo run --release --locked -p e2e --bin bench
@@ -74,6 +93,7 @@ bench: need-bench build ## side by side with what is installed of the peers
 need-build: ; @$(call install_packages,$(FOR_BUILD))
 need-run: ; @$(call install_packages,$(FOR_BUILD) $(FOR_RUN))
 need-test: ; @$(call install_packages,$(FOR_BUILD) $(FOR_TEST))
+need-critest: ; @$(call install_packages,$(FOR_BUILD) $(FOR_TEST))
 need-bench: ; @$(call install_packages,$(FOR_BUILD) $(FOR_BENCH))
 
 # Installs those of $(1) that are missing.

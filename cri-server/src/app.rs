@@ -12,11 +12,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::container::Container;
 use crate::container::exec_budget::ExecBudget;
 use crate::container::oci_spec::NodeFacts;
 use crate::container::state::Phase;
 use crate::container::stop::Stops;
+use crate::container::{Container, apparmor};
 use crate::error::Error;
 use crate::grpc;
 use crate::id::Id;
@@ -45,6 +45,7 @@ const FLUSH: Duration = Duration::from_millis(100);
 pub(crate) struct Ctx {
     pub(crate) config: Config,
     pub(crate) node: NodeFacts,
+    pub(crate) apparmor: apparmor::Node,
     pub(crate) world: World,
     pub(crate) images: image::ImageService,
     pub(crate) network: Network,
@@ -232,6 +233,7 @@ impl App {
         let listener = bind(&config.listen)?;
         let ctx = Arc::new(Ctx {
             node: node_facts(),
+            apparmor: apparmor::Node::look(),
             world: World::new(recovered),
             images,
             network,
@@ -347,8 +349,23 @@ fn image_config(config: &Config) -> image::Config {
     }
 }
 
+/// The first kernel whose overlayfs takes id-mapped layers.
+const MAPPED_LAYERS: (u32, u32) = (5, 19);
+
+/// Without namespaces left to make, a pod could not have one.
+fn has_user_namespaces() -> bool {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let release = read("/proc/sys/kernel/osrelease");
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let version = numbers.next().zip(numbers.next());
+    let most = read("/proc/sys/user/max_user_namespaces").trim().parse::<u64>();
+    version.is_some_and(|version| version >= MAPPED_LAYERS) && most.is_ok_and(|most| most > 0)
+}
+
 fn node_facts() -> NodeFacts {
     NodeFacts {
+        user_namespaces: has_user_namespaces(),
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
         swap_accounting: ["memory/memory.memsw.limit_in_bytes", "memory.swap.max"]
             .iter()

@@ -1,6 +1,8 @@
 //! The configuration: file, drop-ins and flags in, one resolved `Config` out. All mistakes are
 //! reported together.
 
+mod runtime;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,9 +11,9 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use crate::container::log_limits;
-use crate::error::Error;
 use crate::network::mode::Mode;
+use runtime::RawRuntime;
+pub(crate) use runtime::{BUILT_IN, Handler, MissingSource, Rlimit, Runtime};
 
 /// Read when no `--config` is given and the file exists.
 pub(crate) const DEFAULT_FILE: &str = "/etc/lapstrake/config.toml";
@@ -95,44 +97,6 @@ pub(crate) struct Cni {
     pub(crate) handler_dirs: BTreeMap<String, PathBuf>,
 }
 
-#[derive(Debug, Clone)]
-pub(crate) struct Runtime {
-    pub(crate) default_handler: String,
-    /// Handlers beside the built-in one: name → OCI runtime binary.
-    pub(crate) handlers: BTreeMap<String, PathBuf>,
-    pub(crate) cgroup_parent: String,
-    pub(crate) shim_cgroup: String,
-    /// `None`: beside the daemon's own binary.
-    pub(crate) shim: Option<PathBuf>,
-    /// For containers whose annotations say nothing else.
-    pub(crate) logs: runtime::LogLimits,
-}
-
-/// The name of the runtime that is built in.
-pub(crate) const BUILT_IN: &str = "lapstrake";
-
-impl Runtime {
-    /// The binary of a handler; `None` for the built-in runtime. The empty name is the default.
-    pub(crate) fn handler(&self, name: &str) -> Result<Option<PathBuf>, Error> {
-        let name = if name.is_empty() { &self.default_handler } else { name };
-        if name == BUILT_IN {
-            return Ok(None);
-        }
-        match self.handlers.get(name) {
-            Some(path) => Ok(Some(path.clone())),
-            None => Err(Error::invalid(
-                "runtime_handler",
-                format!("no runtime handler {name:?} is configured; there are: {}", self.names()),
-            )),
-        }
-    }
-
-    fn names(&self) -> String {
-        let configured = self.handlers.keys().map(String::as_str);
-        std::iter::once(BUILT_IN).chain(configured).collect::<Vec<_>>().join(", ")
-    }
-}
-
 /// What the command line says, over the file.
 #[derive(Debug, Default, Clone, clap::Args)]
 pub(crate) struct Flags {
@@ -199,33 +163,6 @@ struct RawNetwork {
     cni_networks_max: usize,
     cni_timeout_seconds: u64,
     cni_wait_seconds: u64,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawRuntime {
-    default_handler: String,
-    handlers: BTreeMap<String, RawHandler>,
-    cgroup_parent: String,
-    shim_cgroup: String,
-    shim: PathBuf,
-    logs: RawLogs,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLogs {
-    rate: u64,
-    size: u64,
-    policy: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawHandler {
-    path: PathBuf,
-    #[serde(default)]
-    cni_conf_dir: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -325,6 +262,9 @@ fn line_of(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
+/// Tables whose keys are not ours.
+const OWN_NAMES: [&str; 3] = ["runtime.handlers.", "runtime.rlimits.", "runtime.sysctls."];
+
 /// Names each key that the defaults do not have, with the nearest one that they do have.
 fn unknown_keys(
     (name, text): (&str, &str),
@@ -335,8 +275,8 @@ fn unknown_keys(
 ) {
     for (key, value) in given {
         let path = format!("{prefix}{key}");
-        // The names of handlers are the user's own.
-        if prefix == "runtime.handlers." {
+        // These names are the user's own.
+        if OWN_NAMES.contains(&prefix) {
             continue;
         }
         match (value, known.get(key)) {
@@ -444,43 +384,8 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
     let exclude = parse_all::<IpNetwork>("network.exclude", &raw.network.exclude, &mut mistakes);
     let no_masquerade =
         parse_all::<IpNetwork>("network.no_masquerade", &raw.network.no_masquerade, &mut mistakes);
-    let has_dir = |(name, handler): (&String, &RawHandler)| {
-        let dir = handler.cni_conf_dir.clone();
-        (!dir.as_os_str().is_empty()).then(|| (name.clone(), dir))
-    };
-    cni.handler_dirs = raw.runtime.handlers.iter().filter_map(has_dir).collect();
-    // A pod that names no handler has the default one.
-    if let Some(dir) = cni.handler_dirs.get(&raw.runtime.default_handler).cloned() {
-        cni.handler_dirs.insert(String::new(), dir);
-    }
-    let handlers: BTreeMap<_, _> =
-        raw.runtime.handlers.into_iter().map(|(name, handler)| (name, handler.path)).collect();
-    if handlers.contains_key(BUILT_IN) {
-        let name = format!("runtime.handlers.{BUILT_IN}");
-        mistakes.push(format!("{name}: this name is the built-in runtime's"));
-    }
-    for (name, path) in &handlers {
-        if !path.is_absolute() {
-            mistakes.push(format!("runtime.handlers.{name}.path: {path:?} is not absolute"));
-        }
-    }
-    if raw.runtime.default_handler != BUILT_IN
-        && !handlers.contains_key(&raw.runtime.default_handler)
-    {
-        let name = &raw.runtime.default_handler;
-        mistakes.push(format!("runtime.default_handler: no handler {name:?} is configured"));
-    }
-    let policy = log_limits::blocks(&raw.runtime.logs.policy);
-    if policy.is_none() {
-        let given = &raw.runtime.logs.policy;
-        mistakes.push(format!("runtime.logs.policy: {given:?} {}", log_limits::WORDS));
-    }
-    let logs = runtime::LogLimits {
-        rate: raw.runtime.logs.rate,
-        size: raw.runtime.logs.size,
-        block: policy.unwrap_or(false),
-        ..Default::default()
-    };
+    cni.handler_dirs = raw.runtime.cni_conf_dirs();
+    let runtime = raw.runtime.resolve(flags.shim.clone(), &mut mistakes);
     if !mistakes.is_empty() {
         return Err(ConfigError { mistakes });
     }
@@ -520,17 +425,7 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
             admit_forwarding: raw.network.admit_forwarding,
             cni,
         },
-        runtime: Runtime {
-            default_handler: raw.runtime.default_handler,
-            handlers,
-            cgroup_parent: format!("/{}", raw.runtime.cgroup_parent.trim_matches('/')),
-            shim_cgroup: raw.runtime.shim_cgroup.trim_matches('/').to_owned(),
-            shim: flags
-                .shim
-                .clone()
-                .or(Some(raw.runtime.shim).filter(|shim| !shim.as_os_str().is_empty())),
-            logs,
-        },
+        runtime,
     })
 }
 
@@ -594,7 +489,8 @@ mod tests {
         assert_eq!(config.listen, Path::new("/run/lapstrake/lapstrake.sock"));
         assert_eq!(config.metrics_listen.to_string(), "127.0.0.1:9323");
         assert_eq!(config.network.bridge, "lapstrake0");
-        assert_eq!(config.runtime.handler("").unwrap(), None);
+        assert_eq!(config.runtime.handler("").unwrap(), Handler::default());
+        assert_eq!(config.runtime.rlimits[0].soft, 1024);
     }
 
     #[test]
@@ -655,7 +551,7 @@ mod tests {
     #[test]
     fn an_unknown_handler_is_refused_with_the_known_ones() {
         let config = load("[runtime.handlers.runc]\npath = \"/usr/sbin/runc\"\n").unwrap();
-        assert_eq!(config.runtime.handler("runc").unwrap(), Some("/usr/sbin/runc".into()));
+        assert_eq!(config.runtime.handler("runc").unwrap().path, Some("/usr/sbin/runc".into()));
         let error = config.runtime.handler("kata").unwrap_err().to_string();
         assert!(error.contains("\"kata\"") && error.contains("lapstrake, runc"), "{error}");
     }

@@ -40,6 +40,11 @@ pub(crate) enum Error {
     /// A fault of this node, whose own text names no image.
     #[error("pull of {reference}: {source}")]
     Pull { reference: String, source: image::Error },
+    /// The kubelet reads the first word.
+    #[error("ImageVolumeMountFailed: config.mounts[{path}]: {problem}")]
+    ImageVolume { path: String, problem: String },
+    #[error("CDI device: {0}")]
+    Cdi(#[from] crate::container::cdi::CdiError),
     #[error(transparent)]
     Cgroup(runtime::cgroup::Error),
     #[error(transparent)]

@@ -129,8 +129,8 @@ pub(crate) fn busybox_layer() -> Layer {
 }
 
 /// What the dynamic linker would load, the linker itself included.
-fn libraries_of(binary: &str) -> Vec<String> {
-    assert!(Path::new(binary).exists(), "{binary} is missing: Debian package nginx-light");
+pub(crate) fn libraries_of(binary: &str) -> Vec<String> {
+    assert!(Path::new(binary).exists(), "{binary} is missing");
     let listed = Command::new("ldd").arg(binary).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     let paths = listed.split_whitespace().filter(|it| it.starts_with('/'));

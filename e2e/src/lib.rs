@@ -18,6 +18,7 @@ pub use wire::Host;
 
 pub mod archive;
 pub mod client;
+pub mod critest;
 pub mod guest;
 pub mod host;
 pub mod http;

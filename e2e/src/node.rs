@@ -150,6 +150,16 @@ impl Node {
         }
     }
 
+    /// Removes every image there is.
+    pub async fn remove_images(&mut self) {
+        let images = self.cri.images.list_images(cri::ListImagesRequest::default()).await;
+        for image in images.expect("ListImages").into_inner().images {
+            let image = Some(cri::ImageSpec { image: image.id, ..Default::default() });
+            let request = cri::RemoveImageRequest { image };
+            self.cri.images.remove_image(request).await.expect("RemoveImage");
+        }
+    }
+
     /// All must be as after the start.
     #[track_caller]
     pub fn assert_clean(&self) {

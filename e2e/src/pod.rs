@@ -107,6 +107,11 @@ impl Pod {
 }
 
 impl Container {
+    /// One that was created by other means.
+    pub fn known(cri: &Cri, id: &str) -> Self {
+        Self { id: id.to_owned(), log: PathBuf::new(), cri: cri.clone() }
+    }
+
     pub async fn try_start(&self) -> Result<(), Status> {
         let request = cri::StartContainerRequest { container_id: self.id.clone() };
         self.cri.runtime.clone().start_container(request).await.map(drop)

@@ -27,6 +27,8 @@ const CREATE: Duration = Duration::from_secs(120);
 const END: Duration = Duration::from_secs(30);
 /// What an exec may take beyond its own deadline, which the shim keeps: the drain and the way back.
 const EXEC_SLACK: Duration = Duration::from_secs(5);
+/// The version of the protocol since which a container can have our init and mounts by descriptor.
+const PROCESS_VERSION: u32 = 3;
 /// Events kept for a slow listener. One who misses some reads the inventory.
 const EVENTS: usize = 256;
 
@@ -106,6 +108,19 @@ impl Shim {
         &self.inner.id
     }
 
+    /// What an older shim would pass over is refused by name.
+    fn speaks(&self, version: u32, id: &str, stage: &str) -> Result<(), Error> {
+        match self.version() {
+            spoken if spoken >= version => Ok(()),
+            spoken => {
+                let why = format!(
+                    "this pod's shim speaks version {spoken} of the protocol and {version} is needed: run the pod anew"
+                );
+                Err(Error::new(ErrorKind::InvalidArgument, id, stage, why))
+            }
+        }
+    }
+
     /// The newest version of the protocol that both sides speak.
     pub fn version(&self) -> u32 {
         self.inner.version.load(Ordering::Relaxed)
@@ -129,7 +144,14 @@ impl Shim {
             bundle: text(&req.bundle, &id, stage)?,
             shm_size: req.shm_size,
             has_netns: netns.is_some(),
+            seccomp_bpf: match &req.seccomp_bpf {
+                Some(file) => text(file, &id, stage)?,
+                None => String::new(),
+            },
         };
+        if req.seccomp_bpf.is_some() {
+            self.speaks(PROCESS_VERSION, &id, stage)?;
+        }
         let fds: Vec<_> = netns.iter().map(AsFd::as_fd).collect();
         match self.call(Ask::CreateSandbox(ask), &fds, (stage, &id), Some(CREATE)).await? {
             (Reply::Created(c), _) => {
@@ -172,8 +194,14 @@ impl Shim {
                     protocol::LogPolicy::Drop.into()
                 },
             }),
+            init: req.init,
+            trees: req.trees.iter().map(|(at, _)| path(at)).collect::<Result<_, _>>()?,
         };
-        match self.call(Ask::CreateContainer(ask), &[], (stage, &id), Some(CREATE)).await? {
+        if req.init || !req.trees.is_empty() {
+            self.speaks(PROCESS_VERSION, &id, stage)?;
+        }
+        let fds: Vec<_> = req.trees.iter().map(|(_, tree)| tree.as_fd()).collect();
+        match self.call(Ask::CreateContainer(ask), &fds, (stage, &id), Some(CREATE)).await? {
             (Reply::Created(c), _) => Ok(ContainerCreated { pid: c.pid }),
             _ => Err(self.confused(stage)),
         }

@@ -1,5 +1,6 @@
 //! What is asked of a shim and what it answers, in the daemon's own types.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ pub struct CreateSandbox {
     pub bundle: PathBuf,
     /// Bytes of the pod's `/dev/shm`; 0: the pod uses the host's IPC namespace and gets none.
     pub shm_size: u64,
+    /// File with the compiled BPF program of the pause process.
+    pub seccomp_bpf: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +23,7 @@ pub struct SandboxCreated {
 }
 
 /// A container to create from the `config.json` in `bundle`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct CreateContainer {
     pub id: String,
     pub bundle: PathBuf,
@@ -35,6 +38,10 @@ pub struct CreateContainer {
     /// File with a compiled BPF program.
     pub seccomp_bpf: Option<PathBuf>,
     pub limits: LogLimits,
+    /// An init of ours is the first process, and the program its child.
+    pub init: bool,
+    /// Detached mounts for mounts of the specification, by destination.
+    pub trees: Vec<(PathBuf, OwnedFd)>,
 }
 
 #[derive(Debug, Clone, Default)]

@@ -4,21 +4,26 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::spec::{Seccomp, Spec};
+use super::spec::{Seccomp, Security, Spec};
 use super::state::Phase;
 use super::{
-    Container, capabilities, devices, log_limits, oci_spec, process, remove, signal, user,
+    Container, apparmor, block_io, capabilities, cdi, class, devices, image_volumes, log_limits,
+    oci_spec, process, remove, selinux, signal, user, volumes,
 };
 use crate::app::Ctx;
 use crate::clock;
+use crate::config::Handler;
 use crate::error::Error;
 use crate::id::Id;
 use crate::metrics::timeline::Timeline;
-use crate::sandbox::Sandbox;
 use crate::sandbox::spec::NamespaceMode;
 use crate::sandbox::state::Phase as SandboxPhase;
+use crate::sandbox::{self, Sandbox};
 use crate::store::disk;
 use crate::store::operations::Key;
+
+/// On a container or a pod: `"true"` puts our init before the program, `"false"` leaves it out.
+const INIT_ANNOTATION: &str = "lapstrake.io/init";
 
 /// Answers a repeat of the same request with the same container, during and after the first.
 pub(crate) async fn create(ctx: Arc<Ctx>, sandbox: String, spec: Spec) -> Result<Id, Error> {
@@ -110,6 +115,9 @@ fn plan(
             "a privileged container needs a privileged sandbox",
         ));
     }
+    fits(&spec.security, &sandbox.spec)?;
+    selinux::check(spec.security.selinux.as_ref(), ctx.node)?;
+    volumes::check(&spec.mounts, ctx.config.runtime.missing_mount_source)?;
     let accounts = ctx.images.accounts(&image.id)?;
     let user = user::resolve(&spec.security, &image.config.user, &accounts)?;
     let log_path = match (&sandbox.spec.log_directory, spec.log_path.as_str()) {
@@ -124,11 +132,30 @@ fn plan(
         created_at_ns: clock::now_ns(),
         phase: Phase::Creating,
         image_id: image.id.to_string(),
+        image_volumes: image_volumes::resolve(ctx, &spec.mounts)?,
         user,
         log_path,
         stop_signal: spec.stop_signal.or(image_stop).unwrap_or(signal::DEFAULT_STOP),
         spec,
     })
+}
+
+/// What a container says about namespaces that it shares with its pod has to be true.
+fn fits(security: &Security, pod: &sandbox::spec::Spec) -> Result<(), Error> {
+    let field = |name: &str| format!("config.linux.security_context.namespace_options.{name}");
+    for (name, asked, has) in
+        [("network", &security.network, &pod.network), ("ipc", &security.ipc, &pod.ipc)]
+    {
+        if *asked == NamespaceMode::Node && *has != NamespaceMode::Node {
+            return Err(Error::invalid(field(name), "NODE, but the pod has one of its own"));
+        }
+    }
+    match (&security.user_namespace, &pod.user_namespace) {
+        // Older clients say it of the sandbox only.
+        (None, _) => Ok(()),
+        (asked, has) if asked == has => Ok(()),
+        _ => Err(Error::invalid(field("userns_options"), "differs from that of the sandbox")),
+    }
 }
 
 /// Takes the name, in one step with the look at the sandbox: a sandbox that begins to stop knows
@@ -161,21 +188,29 @@ fn register(ctx: &Ctx, container: &Container) -> Result<Arc<Sandbox>, Error> {
 
 async fn bring_up(
     ctx: &Arc<Ctx>,
-    sandbox: &Sandbox,
+    sandbox: &Arc<Sandbox>,
     container: &Container,
-    image: &image::Image,
+    image: &Arc<image::Image>,
     timeline: &mut Timeline,
 ) -> Result<(), Error> {
     timeline.enter("spec");
     let bundle = ctx.bundle_dir(container);
     let handler = ctx.config.runtime.handler(&sandbox.spec.runtime_handler)?;
-    let seccomp_bpf = match &handler {
+    let seccomp_bpf = match &handler.path {
         None => seccomp_program(ctx, &container.spec)?,
         Some(_) => None,
     };
-    write_config(ctx, sandbox, container, image, &bundle)?;
+    let rdt_class = {
+        let (ctx, sandbox, container) = (ctx.clone(), sandbox.clone(), container.clone());
+        let (image, bundle) = (image.clone(), bundle.clone());
+        // It reads files of the node, and may have to load a profile.
+        let write = move || write_config(&ctx, &container, (&sandbox, &image), &bundle);
+        let written = tokio::task::spawn_blocking(write).await;
+        written.map_err(|_| Error::Panicked { operation: "write the OCI configuration" })??
+    };
     timeline.enter("snapshot");
     let snapshot = ctx.images.prepare(container.id.as_str(), &image.id).await?;
+    let trees = image_volumes::mounts(container)?;
     let shim = ctx.live_shim(&sandbox.id).await?;
     if let Some(directory) = container.log_path.as_deref().and_then(Path::parent) {
         disk::create_dir_shared(directory)?;
@@ -193,15 +228,20 @@ async fn bring_up(
         tty: container.spec.tty,
         stdin: container.spec.stdin,
         stdin_once: container.spec.stdin_once,
-        handler,
+        init: wants_init(&handler, sandbox, container),
+        handler: handler.path,
         seccomp_bpf,
         limits: log_limits::resolve(
             ctx.config.runtime.logs,
             [&sandbox.spec.annotations, &container.spec.annotations],
         )?,
+        trees,
     };
     timeline.enter("shim");
     let pid = shim.create_container(request).await?.pid;
+    if let Some(class) = rdt_class {
+        class::join_rdt(&container.id, &class, pid)?;
+    }
     ctx.change_phase(&container.id, |now| match now {
         Phase::Creating => Some(Phase::Created { pid }),
         // It has ended already.
@@ -226,14 +266,29 @@ fn seccomp_program(ctx: &Ctx, spec: &Spec) -> Result<Option<PathBuf>, Error> {
     Ok(Some(ctx.seccomp.program(profile, &granted.effective)?))
 }
 
+/// Whether our init is to be the first process: the nearest annotation decides, then the handler.
+fn wants_init(handler: &Handler, sandbox: &Sandbox, container: &Container) -> bool {
+    let said = [&container.spec.annotations, &sandbox.spec.annotations];
+    let said = said.into_iter().find_map(|annotations| annotations.get(INIT_ANNOTATION));
+    said.map_or(handler.init, |said| said == "true")
+}
+
+/// Writes the OCI configuration; answers with the RDT class that the container is to join.
 fn write_config(
     ctx: &Ctx,
-    sandbox: &Sandbox,
     container: &Container,
-    image: &image::Image,
+    (sandbox, image): (&Sandbox, &image::Image),
     bundle: &Path,
-) -> Result<(), Error> {
+) -> Result<Option<String>, Error> {
     let spec = &container.spec;
+    let handler = ctx.config.runtime.handler(&sandbox.spec.runtime_handler)?;
+    let apparmor = apparmor::profile(spec, &ctx.apparmor)?;
+    let class_of = |kind| class::of(kind, &spec.name, &spec.annotations, &sandbox.spec.annotations);
+    let block_io = class_of(class::BLOCK_IO)
+        .map(|(annotation, class)| {
+            block_io::of_class(ctx.config.runtime.blockio_config.as_deref(), &annotation, class)
+        })
+        .transpose()?;
     let input = oci_spec::Input {
         spec,
         sandbox,
@@ -241,19 +296,46 @@ fn write_config(
         process: process::process(spec, &image.config, &sandbox.hostname)?,
         user: &container.user,
         cgroups_path: &container.cgroups_path,
-        devices: &devices::resolve(spec)?,
+        rlimits: &ctx.config.runtime.rlimits,
+        apparmor: apparmor.as_deref(),
+        devices: &devices::resolve(
+            spec,
+            devices::Policy {
+                all_of_node: spec.security.privileged && !handler.privileged_without_host_devices,
+                owner: ctx
+                    .config
+                    .runtime
+                    .device_ownership_from_security_context
+                    .then_some((container.user.uid, container.user.gid)),
+            },
+        )?,
+        block_io,
+        image_defined: match handler.path {
+            None => &image.config.volumes,
+            Some(_) => &[],
+        },
         target_pid: target_pid(ctx, container)?,
         node: ctx.node,
     };
     let mut config = oci_spec::container(&input);
     // Another runtime compiles by itself what it finds there.
-    if ctx.config.runtime.handler(&sandbox.spec.runtime_handler)?.is_some()
+    if handler.path.is_some()
         && let Some(profile) = seccomp_profile(spec)
     {
         let granted = capabilities::resolve(&spec.security.capabilities, false);
         config["linux"]["seccomp"] = ctx.seccomp.document(profile, &granted.effective)?;
     }
-    Ok(disk::write_plain(&bundle.join("config.json"), config.to_string().as_bytes())?)
+    let wanted = cdi::wanted(&spec.cdi_devices, &spec.annotations)?;
+    let edits = cdi::edits_for(&wanted, &ctx.config.runtime.cdi_spec_dirs)?;
+    cdi::inject(&mut config, &edits, cdi::Facts { privileged: spec.security.privileged });
+    disk::write_plain(&bundle.join("config.json"), config.to_string().as_bytes())?;
+    let annotated = class_of(class::RDT).map(|(annotation, class)| (annotation, class.to_owned()));
+    let by_device = edits.rdt_class.map(|class| ("CDI intelRdt.closID".to_owned(), class));
+    let rdt_class = annotated.or(by_device);
+    if let Some((asked_by, class)) = &rdt_class {
+        class::check_rdt(asked_by, class)?;
+    }
+    Ok(rdt_class.map(|(_, class)| class))
 }
 
 /// The process whose pid namespace an ephemeral container joins.

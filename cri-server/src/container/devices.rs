@@ -18,9 +18,18 @@ const OWN: [&str; 6] =
 /// Deepest folder below a device directory that is looked into.
 const DEPTH_MAX: usize = 8;
 
-pub(crate) fn resolve(spec: &Spec) -> Result<Vec<DeviceNode>, Error> {
+/// What the node's configuration says about devices.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    /// Besides those asked for, everything below /dev.
+    pub(crate) all_of_node: bool,
+    /// Whose the asked ones are to be, instead of their owner on the node.
+    pub(crate) owner: Option<(u32, u32)>,
+}
+
+pub(crate) fn resolve(spec: &Spec, policy: Policy) -> Result<Vec<DeviceNode>, Error> {
     let mut nodes = Vec::new();
-    if spec.security.privileged {
+    if policy.all_of_node {
         let whole = Listing { permissions: "rwm", depth: 0 };
         collect(Path::new("/dev"), Path::new("/dev"), &whole, &mut nodes)?;
     }
@@ -35,6 +44,9 @@ pub(crate) fn resolve(spec: &Spec) -> Result<Vec<DeviceNode>, Error> {
                 format!("config.devices[{}]", device.host_path.display()),
                 "is neither a device nor a directory with devices",
             ));
+        }
+        if let Some((uid, gid)) = policy.owner {
+            nodes[before..].iter_mut().for_each(|node| (node.uid, node.gid) = (uid, gid));
         }
     }
     Ok(nodes)

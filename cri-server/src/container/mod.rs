@@ -1,15 +1,22 @@
 //! Containers: one file per CRI verb, the decisions beside them.
 
+pub(crate) mod apparmor;
+pub(crate) mod block_io;
 pub(crate) mod capabilities;
+pub(crate) mod cdi;
+pub(crate) mod class;
 pub(crate) mod create;
 pub(crate) mod devices;
 pub(crate) mod exec_budget;
 pub(crate) mod exec_sync;
+pub(crate) mod image_volumes;
 pub(crate) mod log_limits;
 pub(crate) mod oci_spec;
+pub(crate) mod oom_score;
 pub(crate) mod process;
 pub(crate) mod remove;
 pub(crate) mod reopen_log;
+pub(crate) mod selinux;
 pub(crate) mod signal;
 pub(crate) mod spec;
 pub(crate) mod start;
@@ -18,10 +25,12 @@ pub(crate) mod state_changes;
 pub(crate) mod stop;
 pub(crate) mod update;
 pub(crate) mod user;
+pub(crate) mod volumes;
 
 #[cfg(test)]
 pub(crate) mod testing;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +50,9 @@ pub(crate) struct Container {
     pub(crate) phase: Phase,
     /// `sha256:…` of the image's configuration.
     pub(crate) image_id: String,
+    /// The ids of the images that are volumes, by the path of the volume.
+    #[serde(default)]
+    pub(crate) image_volumes: BTreeMap<String, String>,
     /// Who it runs as, resolved against the image; reported in the status.
     pub(crate) user: User,
     pub(crate) cgroups_path: String,

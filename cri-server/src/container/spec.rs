@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::spec::{NamespaceMode, StringMap};
+pub(crate) use crate::sandbox::spec::Seccomp;
+use crate::sandbox::spec::{
+    AppArmor, IdMap, NamespaceMode, SelinuxOptions, StringMap, UserNamespace,
+};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Spec {
@@ -19,6 +22,9 @@ pub(crate) struct Spec {
     pub(crate) envs: Vec<(String, String)>,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) devices: Vec<Device>,
+    /// `vendor/class=device`.
+    #[serde(default)]
+    pub(crate) cdi_devices: Vec<String>,
     pub(crate) labels: StringMap,
     pub(crate) annotations: StringMap,
     /// Relative to the sandbox's log directory; empty means no log.
@@ -38,18 +44,40 @@ pub(crate) struct ImageRef {
     pub(crate) image: String,
     pub(crate) user_specified_image: String,
     pub(crate) annotations: StringMap,
+    /// Reported as given: this node keeps one set of images for all handlers.
+    #[serde(default)]
+    pub(crate) runtime_handler: String,
+    /// What an earlier pull answered with.
+    #[serde(default)]
+    pub(crate) image_ref: String,
+}
+
+/// The files of an image, or of a directory in it, as a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageVolume {
+    pub(crate) image: ImageRef,
+    /// Relative; empty for the whole image.
+    pub(crate) sub_path: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mount {
     pub(crate) container_path: String,
+    /// Empty for an image volume.
     pub(crate) host_path: PathBuf,
+    #[serde(default)]
+    pub(crate) image: Option<ImageVolume>,
     pub(crate) readonly: bool,
     pub(crate) recursive_read_only: bool,
     pub(crate) propagation: Propagation,
     pub(crate) selinux_relabel: bool,
     /// `noexec`, `nodev`, `nosuid`.
     pub(crate) options: Vec<String>,
+    /// How the ids of the files are shown; empty means as they are.
+    #[serde(default)]
+    pub(crate) uid_mappings: Vec<IdMap>,
+    #[serde(default)]
+    pub(crate) gid_mappings: Vec<IdMap>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +115,14 @@ pub(crate) struct Resources {
 pub(crate) struct Security {
     pub(crate) capabilities: CapabilityChange,
     pub(crate) privileged: bool,
+    /// The pod's, or the node's where the pod has that.
+    #[serde(default)]
+    pub(crate) network: NamespaceMode,
+    #[serde(default)]
+    pub(crate) ipc: NamespaceMode,
     pub(crate) pid: NamespaceMode,
+    #[serde(default)]
+    pub(crate) user_namespace: Option<UserNamespace>,
     pub(crate) run_as: RunAs,
     pub(crate) run_as_group: Option<u32>,
     pub(crate) supplemental_groups: Vec<u32>,
@@ -98,6 +133,10 @@ pub(crate) struct Security {
     pub(crate) masked_paths: Vec<String>,
     pub(crate) readonly_paths: Vec<String>,
     pub(crate) seccomp: Seccomp,
+    #[serde(default)]
+    pub(crate) apparmor: AppArmor,
+    #[serde(default)]
+    pub(crate) selinux: Option<SelinuxOptions>,
 }
 
 /// Names without the `CAP_` prefix, upper case; `ALL` stands for every one.
@@ -114,11 +153,4 @@ pub(crate) enum RunAs {
     Image,
     Uid(u32),
     Username(String),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Seccomp {
-    Unconfined,
-    RuntimeDefault,
-    Localhost(PathBuf),
 }

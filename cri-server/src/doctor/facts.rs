@@ -106,6 +106,7 @@ pub(super) fn read(config: &Config) -> Facts {
         shim,
         open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
         missing_handlers: handlers
+            .filter_map(|(name, handler)| Some((name, handler.path.as_ref()?)))
             .filter(|(_, path)| !path.exists())
             .map(|(name, path)| (name.clone(), path.clone()))
             .collect(),

@@ -107,7 +107,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::container::oci_spec::tests::sandbox;
+    use crate::container::testing::sandbox;
 
     /// A pod that comes and goes: four events.
     fn pod_passes(world: &World) {

@@ -231,9 +231,9 @@ impl RuntimeService for Service {
         request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
         let request = request.into_inner();
-        let id = request.container_id;
+        let id = request.container_id.clone();
         self.detached("UpdateContainerResources", id.clone(), |ctx| async move {
-            let change = from_proto::container::resources(request.linux)?;
+            let change = from_proto::resources::update(request)?;
             container::update::update(ctx, id, change).await?;
             Ok(cri::UpdateContainerResourcesResponse {})
         })
@@ -382,9 +382,20 @@ impl RuntimeService for Service {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
-        unimplemented("UpdatePodSandboxResources")
+        let request = request.into_inner();
+        let id = request.pod_sandbox_id;
+        self.detached("UpdatePodSandboxResources", id.clone(), |ctx| async move {
+            let read = from_proto::resources::resources;
+            let given = sandbox::update::Given {
+                overhead: request.overhead.map(|it| read("overhead", Some(it))).transpose()?,
+                resources: request.resources.map(|it| read("resources", Some(it))).transpose()?,
+            };
+            sandbox::update::update(ctx, id, given).await?;
+            Ok(cri::UpdatePodSandboxResourcesResponse {})
+        })
+        .await
     }
 
     async fn stream_pod_sandboxes(
@@ -488,7 +499,7 @@ impl Service {
         names.extend(runtime.handlers.keys().cloned());
         let features = cri::RuntimeHandlerFeatures {
             recursive_read_only_mounts: true,
-            user_namespaces: false,
+            user_namespaces: self.ctx.node.user_namespaces,
         };
         let handler = |name| cri::RuntimeHandler { name, features: Some(features) };
         let info = json!({
@@ -510,7 +521,7 @@ impl Service {
             features: Some(cri::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 mount_options: true,
-                user_namespaces_host_network: false,
+                user_namespaces_host_network: self.ctx.node.user_namespaces,
             }),
             info: match verbose {
                 true => [("config".to_owned(), info.to_string())].into(),
@@ -536,6 +547,8 @@ impl Service {
             "pid": sandbox.pause_pid,
             "cgroupParent": sandbox.cgroup_parent,
             "runtimeHandler": sandbox.spec.runtime_handler,
+            "overhead": sandbox.spec.overhead,
+            "resources": sandbox.spec.resources,
         });
         Ok(cri::PodSandboxStatusResponse {
             status: Some(to_proto::sandbox_status(sandbox)),

@@ -23,7 +23,9 @@ fn code(error: &Error) -> Code {
         Error::Cni { .. } | Error::NoNetwork { .. } => Code::Unavailable,
         Error::Runtime(error) => runtime_code(error.kind),
         Error::Image(source) | Error::Pull { source, .. } => image_code(source.kind()),
-        Error::Seccomp(_) => Code::InvalidArgument,
+        Error::Seccomp(_) | Error::Cdi(_) => Code::InvalidArgument,
+        // As for images: only this code lets the first word through.
+        Error::ImageVolume { .. } => Code::Unknown,
         Error::Record(_) | Error::Io { .. } | Error::Cgroup(_) | Error::Panicked { .. } => {
             Code::Internal
         }

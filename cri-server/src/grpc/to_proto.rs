@@ -2,15 +2,16 @@
 
 pub(super) mod stats;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use proto::cri::v1 as cri;
 
-use crate::container::spec::{Mount, Propagation, Resources};
+use crate::container::spec::{ImageRef, Mount, Propagation, Resources};
 use crate::container::state::{Exit, Phase, Reason};
 use crate::container::{Container, signal};
 use crate::sandbox::Sandbox;
-use crate::sandbox::spec::{Metadata, NamespaceMode};
+use crate::sandbox::spec::{IdMap, Metadata, NamespaceMode, UserNamespace};
 use crate::sandbox::state::Phase as SandboxPhase;
 
 pub(super) fn sandbox_state(phase: SandboxPhase) -> cri::PodSandboxState {
@@ -52,7 +53,8 @@ pub(super) fn sandbox_status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
         network: namespace_mode(&spec.network),
         pid: namespace_mode(&spec.pid),
         ipc: namespace_mode(&spec.ipc),
-        ..Default::default()
+        target_id: String::new(),
+        userns_options: spec.user_namespace.as_ref().map(user_namespace),
     };
     cri::PodSandboxStatus {
         id: sandbox.id.to_string(),
@@ -70,6 +72,18 @@ pub(super) fn sandbox_status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
         annotations: spec.annotations.clone().into_iter().collect(),
         runtime_handler: spec.runtime_handler.clone(),
     }
+}
+
+fn user_namespace(made: &UserNamespace) -> cri::UserNamespace {
+    cri::UserNamespace {
+        mode: cri::NamespaceMode::Pod.into(),
+        uids: vec![id_map(&made.uids)],
+        gids: vec![id_map(&made.gids)],
+    }
+}
+
+fn id_map(map: &IdMap) -> cri::IdMapping {
+    cri::IdMapping { container_id: map.inside, host_id: map.outside, length: map.count }
 }
 
 fn namespace_mode(mode: &NamespaceMode) -> i32 {
@@ -94,13 +108,13 @@ fn container_metadata(container: &Container) -> cri::ContainerMetadata {
     cri::ContainerMetadata { name: container.spec.name.clone(), attempt: container.spec.attempt }
 }
 
-fn image_spec(container: &Container) -> cri::ImageSpec {
-    let image = &container.spec.image;
+fn image_spec(image: &ImageRef) -> cri::ImageSpec {
     cri::ImageSpec {
         image: image.image.clone(),
         user_specified_image: image.user_specified_image.clone(),
         annotations: image.annotations.clone().into_iter().collect(),
-        ..Default::default()
+        runtime_handler: image.runtime_handler.clone(),
+        image_ref: image.image_ref.clone(),
     }
 }
 
@@ -109,7 +123,7 @@ pub(super) fn container_item(container: &Container) -> cri::Container {
         id: container.id.to_string(),
         pod_sandbox_id: container.sandbox_id.to_string(),
         metadata: Some(container_metadata(container)),
-        image: Some(image_spec(container)),
+        image: Some(image_spec(&container.spec.image)),
         image_ref: container.image_id.clone(),
         image_id: container.image_id.clone(),
         state: container_state(&container.phase).into(),
@@ -139,12 +153,12 @@ pub(super) fn container_status(container: &Container) -> cri::ContainerStatus {
         exit_code: exit.map_or(0, |exit| exit.code),
         reason: exit.map(reason).unwrap_or_default().to_owned(),
         message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
-        image: Some(image_spec(container)),
+        image: Some(image_spec(&container.spec.image)),
         image_ref: container.image_id.clone(),
         image_id: container.image_id.clone(),
         labels: spec.labels.clone().into_iter().collect(),
         annotations: spec.annotations.clone().into_iter().collect(),
-        mounts: spec.mounts.iter().map(mount).collect(),
+        mounts: spec.mounts.iter().map(|it| mount(it, &container.image_volumes)).collect(),
         log_path: container.log_path.as_deref().map(text).unwrap_or_default(),
         resources: Some(cri::ContainerResources {
             linux: Some(resources(&spec.resources)),
@@ -176,7 +190,8 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn mount(mount: &Mount) -> cri::Mount {
+/// The image of a volume is told by its id, by which the kubelet knows that it is in use.
+fn mount(mount: &Mount, images: &BTreeMap<String, String>) -> cri::Mount {
     cri::Mount {
         container_path: mount.container_path.clone(),
         host_path: text(&mount.host_path),
@@ -190,7 +205,18 @@ fn mount(mount: &Mount) -> cri::Mount {
         }
         .into(),
         mount_options: mount.options.clone(),
-        ..Default::default()
+        uid_mappings: mount.uid_mappings.iter().map(id_map).collect(),
+        gid_mappings: mount.gid_mappings.iter().map(id_map).collect(),
+        image: mount.image.as_ref().map(|volume| {
+            let mut spec = image_spec(&volume.image);
+            spec.image_ref = images.get(&mount.container_path).cloned().unwrap_or_default();
+            spec
+        }),
+        image_sub_path: mount
+            .image
+            .as_ref()
+            .map(|volume| text(&volume.sub_path))
+            .unwrap_or_default(),
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod spec;
 pub(crate) mod state;
 pub(crate) mod stop;
 pub(crate) mod teardown;
+pub(crate) mod update;
 
 use std::net::IpAddr;
 

@@ -1,14 +1,15 @@
 //! RunPodSandbox: record, network, shim, pause, READY; or nothing at all.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::spec::{NamespaceMode, Spec};
+use super::spec::{NamespaceMode, Seccomp, Spec};
 use super::state::Phase;
-use super::{Sandbox, files, oci_spec, teardown};
+use super::{Sandbox, files, oci_spec, teardown, update};
 use crate::app::Ctx;
 use crate::clock;
+use crate::container::{apparmor, selinux};
 use crate::error::Error;
 use crate::id::Id;
 use crate::metrics::timeline::Timeline;
@@ -24,6 +25,15 @@ const HOSTNAME_MAX: usize = 63;
 /// Answers a repeat of the same request with the same sandbox, during and after the first.
 pub(crate) async fn run(ctx: Arc<Ctx>, spec: Spec) -> Result<Id, Error> {
     ctx.config.runtime.handler(&spec.runtime_handler)?;
+    selinux::check(spec.confinement.selinux.as_ref(), ctx.node)?;
+    if spec.user_namespace.is_some() && !ctx.node.user_namespaces {
+        return Err(Error::Unsupported {
+            field: "config.linux.security_context.namespace_options.userns_options".to_owned(),
+            hint: "this node announces no user namespaces in its handler features; set hostUsers: \
+                   true"
+                .to_owned(),
+        });
+    }
     let key = Key::Sandbox(spec.metadata.clone());
     let work = {
         let (ctx, spec) = (ctx.clone(), spec.clone());
@@ -127,29 +137,50 @@ async fn bring_up(
     timeline: &mut Timeline,
 ) -> Result<(), Error> {
     timeline.enter("network_and_shim");
-    // The shim starts while the network is made: neither needs the other.
-    let (network, shim) =
-        tokio::join!(network(ctx, &sandbox), ctx.shims.spawn(sandbox.id.as_str(), dir));
-    // Known first, so that the way down finds it when there is no network.
-    let shim = shim.inspect(|shim| ctx.adopt_shim(&sandbox.id, shim.clone()));
-    let (netns, addresses) = network?;
-    let shim = shim?;
-    timeline.enter("files");
-    sandbox.addresses = addresses;
-    write_files(&sandbox, dir)?;
     if let Some(log_directory) = &sandbox.spec.log_directory {
         disk::create_dir_shared(log_directory)?;
     }
-    disk::write_plain(&dir.join("config.json"), oci_spec::pause(&sandbox).to_string().as_bytes())?;
+    write_config(ctx, &sandbox, dir)?;
+    update::limit(ctx, &sandbox).await?;
+    let netns = match sandbox.spec.user_namespace {
+        None => {
+            // The shim starts while the network is made: neither needs the other.
+            let (network, shim) =
+                tokio::join!(network(ctx, &sandbox, None), start_shim(ctx, &sandbox, dir));
+            let (netns, addresses) = network?;
+            sandbox.addresses = addresses;
+            shim?;
+            netns
+        }
+        // Pause makes the network namespace, so that it belongs to the pod's user namespace.
+        Some(_) => {
+            start_shim(ctx, &sandbox, dir).await?;
+            None
+        }
+    };
+    timeline.enter("files");
+    let shim = ctx.live_shim(&sandbox.id).await?;
+    write_files(&sandbox, dir)?;
     let shm_size = match sandbox.spec.ipc {
         NamespaceMode::Node => 0,
         _ => SHM_BYTES,
     };
     timeline.enter("pause");
-    let request =
-        runtime::CreateSandbox { id: sandbox.id.to_string(), bundle: dir.to_owned(), shm_size };
+    let request = runtime::CreateSandbox {
+        id: sandbox.id.to_string(),
+        bundle: dir.to_owned(),
+        shm_size,
+        seccomp_bpf: seccomp_program(ctx, &sandbox)?,
+    };
     let pause_pid = shim.create_sandbox(request, netns).await?.pause_pid;
     ctx.keep(&shim, &sandbox.id, &sandbox.id);
+    if sandbox.spec.user_namespace.is_some() && sandbox.spec.network != NamespaceMode::Node {
+        let path = format!("/proc/{pause_pid}/ns/net");
+        let made = std::fs::File::open(&path)
+            .map_err(|source| Error::io("open the pod's network namespace", &path, source))?;
+        sandbox.addresses = network(ctx, &sandbox, Some(made.into())).await?.1;
+        write_files(&sandbox, dir)?;
+    }
     timeline.enter("ready");
     ctx.change_sandbox(&sandbox.id, |known| {
         known.addresses = sandbox.addresses;
@@ -162,14 +193,43 @@ async fn bring_up(
     })
 }
 
+/// Known at once, so that the way down finds it.
+async fn start_shim(ctx: &Arc<Ctx>, sandbox: &Sandbox, dir: &Path) -> Result<(), Error> {
+    let shim = ctx.shims.spawn(sandbox.id.as_str(), dir).await?;
+    ctx.adopt_shim(&sandbox.id, shim);
+    Ok(())
+}
+
+/// Pause has no capabilities, and so does the profile that is compiled for it.
+fn seccomp_program(ctx: &Ctx, sandbox: &Sandbox) -> Result<Option<PathBuf>, Error> {
+    let profile = match &sandbox.spec.confinement.seccomp {
+        _ if sandbox.spec.privileged => return Ok(None),
+        Seccomp::Unconfined => return Ok(None),
+        Seccomp::RuntimeDefault => seccomp::Profile::RuntimeDefault,
+        Seccomp::Localhost(path) => seccomp::Profile::File(path),
+    };
+    Ok(Some(ctx.seccomp.program(profile, &[])?))
+}
+
+fn write_config(ctx: &Ctx, sandbox: &Sandbox, dir: &Path) -> Result<(), Error> {
+    let confinement = &sandbox.spec.confinement;
+    let apparmor =
+        apparmor::decided(&confinement.apparmor, sandbox.spec.privileged, &ctx.apparmor)?;
+    let defaults =
+        oci_spec::Defaults { sysctls: &ctx.config.runtime.sysctls, apparmor: apparmor.as_deref() };
+    let config = oci_spec::pause(sandbox, defaults).to_string();
+    Ok(disk::write_plain(&dir.join("config.json"), config.as_bytes())?)
+}
+
 async fn network(
     ctx: &Ctx,
     sandbox: &Sandbox,
+    made: Option<OwnedFd>,
 ) -> Result<(Option<OwnedFd>, Vec<std::net::IpAddr>), Error> {
     match sandbox.spec.network {
         NamespaceMode::Node => Ok((None, Vec::new())),
         _ => {
-            let attachment = ctx.network.attach(sandbox, None).await?;
+            let attachment = ctx.network.attach(sandbox, made).await?;
             Ok((Some(attachment.netns), attachment.addresses))
         }
     }

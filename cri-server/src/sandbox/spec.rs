@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::spec::Resources;
+
 /// Labels and annotations belong to the kubelet: kept and returned verbatim.
 pub(crate) type StringMap = BTreeMap<String, String>;
 
@@ -31,7 +33,73 @@ pub(crate) struct Spec {
     pub(crate) network: NamespaceMode,
     pub(crate) pid: NamespaceMode,
     pub(crate) ipc: NamespaceMode,
+    /// `None` means the node's.
+    #[serde(default)]
+    pub(crate) user_namespace: Option<UserNamespace>,
     pub(crate) privileged: bool,
+    #[serde(default)]
+    pub(crate) confinement: Confinement,
+    /// What the handler itself is said to need, and what the containers together may have.
+    #[serde(default)]
+    pub(crate) overhead: Resources,
+    #[serde(default)]
+    pub(crate) resources: Resources,
+}
+
+/// How the sandbox's own process is confined; containers say that for themselves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Confinement {
+    pub(crate) run_as_user: Option<u32>,
+    pub(crate) run_as_group: Option<u32>,
+    pub(crate) supplemental_groups: Vec<u32>,
+    pub(crate) strict_groups: bool,
+    pub(crate) readonly_rootfs: bool,
+    pub(crate) seccomp: Seccomp,
+    pub(crate) apparmor: AppArmor,
+    pub(crate) selinux: Option<SelinuxOptions>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Seccomp {
+    #[default]
+    Unconfined,
+    RuntimeDefault,
+    Localhost(PathBuf),
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum AppArmor {
+    /// The node's own default, where it has one.
+    #[default]
+    NotGiven,
+    Unconfined,
+    RuntimeDefault,
+    /// The name of a loaded profile.
+    Localhost(String),
+}
+
+/// The parts of a label; an empty one is left to the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SelinuxOptions {
+    pub(crate) user: String,
+    pub(crate) role: String,
+    pub(crate) kind: String,
+    pub(crate) level: String,
+}
+
+/// A run of ids: `count` ids from `inside` are those from `outside` on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdMap {
+    pub(crate) inside: u32,
+    pub(crate) outside: u32,
+    pub(crate) count: u32,
+}
+
+/// Both runs hold the id 0 of the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UserNamespace {
+    pub(crate) uids: IdMap,
+    pub(crate) gids: IdMap,
 }
 
 /// The identity of a sandbox: the kubelet repeats it to mean the same attempt.
@@ -86,9 +154,10 @@ pub(crate) enum Protocol {
 }
 
 /// Whose namespace of one kind is used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum NamespaceMode {
     /// The pod's, shared by its containers.
+    #[default]
     Pod,
     /// The container's own.
     Container,

@@ -95,3 +95,21 @@ async fn the_user_is_the_containers_before_the_images() {
     assert_eq!(outputs[4], "1000 5 5 77 1234 /tmp");
     assert_eq!(outputs[5], "1000 1000 1000 77 /tmp");
 }
+
+#[tokio::test]
+async fn a_volume_of_the_image_is_writable_when_the_root_is_not() {
+    let node = Node::start().await;
+    let layer = Layer::default().dir("state", 0o755).file("state/seed", 0o644, "seed\n");
+    let settings = json!({ "Cmd": ["sh"], "Volumes": { "/state": {}, "/var/absent": {} } });
+    node.import(&image::busybox().with(layer, settings), APP).await;
+    let pod = node.run_pod(pod("pod")).await;
+    let mut spec = container("main", APP).command(&["sleep", "1000"]);
+    spec.security().readonly_rootfs = true;
+    let main = pod.start(&spec).await;
+    main.shell("! touch /x 2>/dev/null; touch /var/absent/x").await;
+    assert_eq!(main.shell("echo more >> /state/seed; cat /state/seed").await, "seed\nmore");
+    let other = pod.start(&spec.attempt(1)).await;
+    assert_eq!(other.shell("cat /state/seed; ls /var/absent").await, "seed");
+    assert_eq!(other.status().await.mounts, [], "none that the pod asked for");
+    node.finish().await;
+}

@@ -1,6 +1,6 @@
 //! The creator: makes the control group, opens what the host must open, and clones init.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crate::error::{At, Error};
@@ -29,6 +29,8 @@ pub struct Creation<'a> {
     pub userns: Option<BorrowedFd<'a>>,
     pub seccomp: Option<&'a Seccomp>,
     pub shm: Option<SharedMemory>,
+    /// Detached mounts that take the place of the sources of bind mounts, by destination.
+    pub trees: &'a [(PathBuf, OwnedFd)],
     /// Init's end of the report channel.
     pub channel: BorrowedFd<'a>,
     pub start: Start<'a>,
@@ -104,6 +106,8 @@ pub enum Program<'a> {
     Args,
     /// An open executable: the built-in pause.
     Sealed(BorrowedFd<'a>),
+    /// An open executable that is told what to run: see `INIT_NAME`.
+    Init(BorrowedFd<'a>),
 }
 
 /// A bind from `path` means the `/dev/shm` of this pause process.

@@ -115,6 +115,7 @@ fn become_it(
         channel: e.channel,
         seccomp: e.seccomp,
         sealed: None,
+        supervised: false,
         preserve_fds: e.preserve_fds,
         domain: Domain { personality, memory_policy: e.memory_policy },
         hooks: None,

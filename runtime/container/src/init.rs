@@ -97,7 +97,7 @@ fn build_and_become(
     drop(terminal);
     // It may wait for long, beside processes of the same pid namespace: nothing of the host stays open.
     let sealed = match c.program {
-        Program::Sealed(fd) => Some(fd),
+        Program::Sealed(fd) | Program::Init(fd) => Some(fd),
         Program::Args => None,
     };
     let listener = match c.start {
@@ -151,6 +151,7 @@ fn become_on_start(
         channel,
         seccomp: c.seccomp,
         sealed,
+        supervised: matches!(c.program, Program::Init(_)),
         preserve_fds: c.extras.preserve_fds,
         domain: Domain {
             personality: c.plan.personality,

@@ -38,6 +38,7 @@ pub use create::{
 pub use error::Error;
 pub use exec::{Entry, enter};
 pub use plan::{Facts, Plan, plan};
+pub use process::INIT_NAME;
 pub use spec::Spec;
 
 /// What this process may hand out: its bounding set within its permitted one.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use crate::create::Creation;
@@ -34,6 +34,7 @@ pub(crate) fn attach_all(
                 move_onto(tree, &place).at(&stage, "attach")?;
             }
             Source::Groups(groups) => attach_groups(root, mount, groups, &stage)?,
+            Source::Later if mount.from == From::Root => attach_own(root, mount, &stage)?,
             Source::Later => open.extend(attach_new(root, mount, &stage)?),
         }
     }
@@ -74,6 +75,18 @@ fn place_for(root: &Root, mount: &Mount, tree: &OwnedFd, stage: &str) -> Result<
         root.make_file(&mount.destination)
     };
     place.at(stage, format!("make {} in the root", mount.destination.display()))
+}
+
+/// The root shown once more at this place, by a mount that does not follow it when it turns read-only.
+fn attach_own(root: &Root, mount: &Mount, stage: &str) -> Result<(), Error> {
+    let place = root
+        .make_dirs(&mount.destination)
+        .at(stage, format!("make {} in the root", mount.destination.display()))?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(&place, "", flags).at(stage, "clone the directory")?;
+    move_onto(&tree, &place).at(stage, "attach")
 }
 
 fn attach_new(root: &Root, mount: &Mount, stage: &str) -> Result<Option<OwnedFd>, Error> {

@@ -33,6 +33,8 @@ pub(crate) struct Ending<'a> {
     pub(crate) seccomp: Option<&'a Seccomp>,
     /// Run this open file instead of `args[0]`.
     pub(crate) sealed: Option<BorrowedFd<'a>>,
+    /// That file starts the program itself, and is told which.
+    pub(crate) supervised: bool,
     pub(crate) preserve_fds: u32,
     pub(crate) domain: Domain<'a>,
     /// Hooks of the container and its bundle.
@@ -135,9 +137,13 @@ pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Err
     }
     let env = environment(p);
     let program = match end.sealed {
-        Some(_) => None,
-        None => Some(find(&p.args[0], &env)?),
+        Some(_) if !end.supervised => None,
+        _ => Some(find(&p.args[0], &env)?),
     };
+    if let Some(path) = program.as_ref().filter(|_| end.supervised) {
+        // What exec would say, before there is a process that can only end.
+        runnable(path).map_err(|errno| refused(&p.args[0], Some(path), errno))?;
+    }
     reset_signals();
     cloexec_from(3 + end.preserve_fds);
     if !early {
@@ -148,7 +154,11 @@ pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Err
         hooks.run_before(own_pid(), bundle, &env)?;
     }
     let errno = match (end.sealed, &program) {
-        (Some(fd), _) => fexecve(fd, &p.args, &env),
+        (Some(fd), Some(path)) => {
+            let told = [INIT_NAME_C.to_owned(), path.clone()];
+            fexecve(fd, &[&told, p.args.as_slice()].concat(), &env)
+        }
+        (Some(fd), None) => fexecve(fd, &p.args, &env),
         (None, Some(path)) => execve(path, &p.args, &env),
         (None, None) => Errno::NOENT,
     };
@@ -334,6 +344,19 @@ fn find(name: &CStr, env: &[CString]) -> Result<CString, Error> {
         }
         None => Error::new("exec", format!("exec: {shown:?}: executable file not found in $PATH")),
     })
+}
+
+/// The name under which an init is started; the path of the program and its arguments follow, its name first.
+pub const INIT_NAME: &str = "/init";
+const INIT_NAME_C: &CStr = c"/init";
+
+/// Whether exec would find a program there.
+fn runnable(path: &CStr) -> Result<(), Errno> {
+    let stat = rustix::fs::stat(path)?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+        return Err(Errno::ACCESS);
+    }
+    rustix::fs::access(path, rustix::fs::Access::EXEC_OK)
 }
 
 /// Whether there is a file that we may execute; `Err` when there is none.

@@ -127,10 +127,15 @@ fn host_device(node: &Node) -> Result<OwnedFd, Error> {
 fn source(c: &Creation<'_>, mount: &Mount, pinned: &mut Pinned<'_>) -> Result<Source, Error> {
     let stage = format!("mount {}", mount.destination.display());
     match &mount.from {
-        From::New { .. } => Ok(Source::Later),
+        From::New { .. } | From::Root => Ok(Source::Later),
         From::Cgroup if c.node.is_v2() => Ok(Source::Later),
         From::Cgroup => groups(c, &stage).map(Source::Groups),
         From::Bind(path) => {
+            if let Some((_, made)) = c.trees.iter().find(|(at, _)| *at == mount.destination) {
+                let tree = made.try_clone().at(&stage, "duplicate its tree")?;
+                configure(&tree, &mount.options, &stage)?;
+                return Ok(Source::Tree(tree));
+            }
             let path = c.bundle.join(path);
             let tree = match c.shm.as_ref().filter(|s| s.path == path) {
                 Some(shm) => open_shm(shm, &stage)?,

@@ -84,6 +84,7 @@ fn run(dir: &Path, rootfs: Rootfs, script: &str) -> String {
         userns: None,
         seccomp: None,
         shm: None,
+        trees: &[],
         channel: theirs.as_fd(),
         start: Start::Channel,
         sibling: true,

@@ -155,6 +155,7 @@ impl Order<'_> {
             userns: None,
             seccomp,
             shm: None,
+            trees: &[],
             channel: theirs.as_fd(),
             start: Start::Listener(listener.as_fd()),
             sibling: true,

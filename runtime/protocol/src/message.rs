@@ -50,6 +50,7 @@ pub enum Ask {
     /// Descriptor: the network namespace, when `has_netns`.
     #[prost(message, tag = "2")]
     CreateSandbox(CreateSandbox),
+    /// Descriptors: detached mounts, one for each of `trees`.
     #[prost(message, tag = "3")]
     CreateContainer(CreateContainer),
     #[prost(message, tag = "4")]
@@ -136,6 +137,9 @@ pub struct CreateSandbox {
     pub shm_size: u64,
     #[prost(bool, tag = "4")]
     pub has_netns: bool,
+    /// Since version 3: the filter of the pause process, as in `CreateContainer`.
+    #[prost(string, tag = "5")]
+    pub seccomp_bpf: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -163,6 +167,12 @@ pub struct CreateContainer {
     pub seccomp_bpf: String,
     #[prost(message, optional, tag = "10")]
     pub limits: Option<LogLimits>,
+    /// Since version 3: the shim's own init is the first process; it starts the program, reaps and hands signals on.
+    #[prost(bool, tag = "11")]
+    pub init: bool,
+    /// Since version 3: destinations of mounts whose trees come along, a descriptor for each, in this order.
+    #[prost(string, repeated, tag = "12")]
+    pub trees: Vec<String>,
 }
 
 /// Layers top first. No `upper` means a read-only root. `plain` is a ready directory used as it is.

@@ -32,9 +32,15 @@ fn first_calls() -> Vec<(&'static str, Packet)> {
         handler: "/h".into(),
         seccomp_bpf: "/s".into(),
         limits: Some(LogLimits { line_max: 9, ..Default::default() }),
+        ..Default::default()
     };
-    let sandbox =
-        CreateSandbox { id: "p".into(), bundle: "/p".into(), shm_size: 64, has_netns: true };
+    let sandbox = CreateSandbox {
+        id: "p".into(),
+        bundle: "/p".into(),
+        shm_size: 64,
+        has_netns: true,
+        ..Default::default()
+    };
     let exec = ExecSync {
         id: "c".into(),
         process_json: b"{}".to_vec(),
@@ -177,9 +183,28 @@ fn second() -> Vec<(&'static str, Packet)> {
     ]
 }
 
+/// What version 3 added.
+fn third() -> Vec<(&'static str, Packet)> {
+    let create = CreateContainer {
+        id: "c".into(),
+        init: true,
+        trees: vec!["/a".into(), "/b".into()],
+        ..Default::default()
+    };
+    let sandbox = CreateSandbox { id: "p".into(), seccomp_bpf: "/s".into(), ..Default::default() };
+    vec![
+        ("call create_sandbox", Packet::call(1, Ask::CreateSandbox(sandbox))),
+        ("call create_container", Packet::call(1, Ask::CreateContainer(create))),
+    ]
+}
+
 /// Every version since the first, with its file: a file of a version that was released is never edited.
 fn versions() -> Vec<(Vec<(&'static str, Packet)>, &'static str)> {
-    vec![(first(), include_str!("golden/1.txt")), (second(), include_str!("golden/2.txt"))]
+    vec![
+        (first(), include_str!("golden/1.txt")),
+        (second(), include_str!("golden/2.txt")),
+        (third(), include_str!("golden/3.txt")),
+    ]
 }
 
 #[test]

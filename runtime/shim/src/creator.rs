@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use container::sys::process::close_all_except;
@@ -26,8 +26,11 @@ pub(crate) struct Job<'a> {
     pub(crate) bundle: &'a Path,
     pub(crate) rootfs: Rootfs,
     pub(crate) stdio: Stdio<'a>,
-    /// Built-in pause instead of the specification's command.
-    pub(crate) pause: Option<BorrowedFd<'a>>,
+    /// Our own sealed image, for what is built into it.
+    pub(crate) image: BorrowedFd<'a>,
+    pub(crate) role: Role,
+    /// Mounts that were made elsewhere, by destination.
+    pub(crate) trees: &'a [(PathBuf, OwnedFd)],
     pub(crate) netns: Option<BorrowedFd<'a>>,
     pub(crate) seccomp: &'a str,
     /// An external runtime that makes the container instead of this one.
@@ -39,10 +42,20 @@ pub(crate) struct Job<'a> {
     pub(crate) channel: BorrowedFd<'a>,
 }
 
+/// What the first process is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Built in, instead of the specification's command.
+    Pause,
+    /// Built in, and the specification's command its child.
+    Init,
+    Program,
+}
+
 /// Runs in the forked child; its result is the child's exit code.
 pub(crate) fn create(job: Job<'_>) -> i32 {
-    let fds = [Some(job.channel), job.netns, job.pause];
-    keep_only(job.stdio, fds.into_iter().flatten());
+    let fds = [Some(job.channel), job.netns, Some(job.image)].into_iter().flatten();
+    keep_only(job.stdio, fds.chain(job.trees.iter().map(|(_, tree)| tree.as_fd())));
     let channel = job.channel;
     report(channel, try_create(job))
 }
@@ -70,7 +83,7 @@ fn try_create(job: Job<'_>) -> Result<(), Error> {
         return handler::create(binary, &job, &spec);
     }
     let mut plan = container::plan(&spec, &facts)?;
-    if job.pause.is_some() {
+    if job.role == Role::Pause {
         // Pause sees nothing but its own empty root.
         plan.mounts.clear();
         plan.masked.clear();
@@ -85,7 +98,12 @@ fn try_create(job: Job<'_>) -> Result<(), Error> {
         node: job.node,
         rootfs: job.rootfs,
         stdio: job.stdio,
-        program: job.pause.map_or(Program::Args, Program::Sealed),
+        program: match job.role {
+            Role::Pause => Program::Sealed(job.image),
+            Role::Init => Program::Init(job.image),
+            Role::Program => Program::Args,
+        },
+        trees: job.trees,
         netns: job.netns,
         userns: None,
         seccomp: seccomp.as_ref(),

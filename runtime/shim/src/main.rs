@@ -1,11 +1,13 @@
 //! The shim: parent of everything in one pod, from before its first process until after its last.
-//! The same image is also the pod's pause process, told by the name it is started under.
+//! The same image is also the pod's pause process and the init of containers that ask for one, told by the name it is
+//! started under.
 
 mod clamp;
 mod console;
 mod creator;
 mod exec;
 mod handler;
+mod init;
 mod link;
 mod log;
 mod member;
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args();
     match args.next().as_deref() {
         Some("/pause") => pause::run(),
+        Some(container::INIT_NAME) => init::run(),
         _ => start::run(args.collect()),
     }
 }

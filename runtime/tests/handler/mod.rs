@@ -140,17 +140,19 @@ async fn short_lives_under_an_external_runtime_are_not_lost_and_a_shutdown_ends_
 async fn what_an_external_runtime_cannot_be_given_is_refused_by_name() {
     let Some(node) = node("runc-refuses").await else { return };
     let layers = Rootfs { lowers: vec!["/".into()], ..Default::default() };
-    let base = CreateContainer {
+    let base = || CreateContainer {
         id: "c".into(),
         handler: Some(RUNC.into()),
-        rootfs: layers,
+        rootfs: layers.clone(),
         ..Default::default()
     };
-    let filter = CreateContainer { seccomp_bpf: Some("/filter".into()), ..base };
-    let want = "a compiled seccomp program";
-    let error = node.shim.create_container(filter).await.expect_err(want);
-    assert_eq!(error.kind, ErrorKind::InvalidArgument);
-    assert!(error.message.starts_with(want) && error.message.contains(RUNC), "{error}");
+    let filter = CreateContainer { seccomp_bpf: Some("/filter".into()), ..base() };
+    let init = CreateContainer { init: true, ..base() };
+    for (request, want) in [(filter, "a compiled seccomp program"), (init, "an init of ours")] {
+        let error = node.shim.create_container(request).await.expect_err(want);
+        assert_eq!(error.kind, ErrorKind::InvalidArgument);
+        assert!(error.message.starts_with(want) && error.message.contains(RUNC), "{error}");
+    }
     node.end().await;
 }
 

@@ -99,7 +99,12 @@ impl Node {
             {{"type":"pid"}}]}}}}"#
         );
         std::fs::write(dir.path().join("pod/config.json"), config).expect("config");
-        let request = CreateSandbox { id, bundle: dir.path().join("pod"), shm_size: 1 << 20 };
+        let request = CreateSandbox {
+            id,
+            bundle: dir.path().join("pod"),
+            shm_size: 1 << 20,
+            seccomp_bpf: None,
+        };
         let sandbox = shim.create_sandbox(request, Some(netns.into())).await.expect("sandbox");
         Some(Self { shims, shim, sandbox, hierarchies, name: name.to_owned(), dir })
     }

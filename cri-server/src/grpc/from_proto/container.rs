@@ -1,19 +1,14 @@
 //! `ContainerConfig` → `container::Spec`.
 
-use std::path::PathBuf;
-
 use proto::cri::v1 as cri;
 
-use super::{absolute, kernel_id, name, namespace_mode, no_user_namespace, string_map};
-use crate::container::signal;
-use crate::container::spec::{
-    CapabilityChange, Device, ImageRef, Mount, Propagation, Resources, RunAs, Seccomp, Security,
-    Spec,
-};
+use super::resources::resources;
+use super::security::{self, field};
+use super::{kernel_id, mounts, name, namespace_mode, shown, string_map};
+use crate::container::spec::{CapabilityChange, ImageRef, RunAs, Security, Spec};
+use crate::container::{cdi, signal};
 use crate::error::Error;
-
-/// Longest message of a bad value that is repeated to the caller.
-const SHOWN_MAX: usize = 64;
+use crate::sandbox::spec::NamespaceMode;
 
 pub(crate) fn container(config: Option<cri::ContainerConfig>) -> Result<Spec, Error> {
     let config = config.ok_or_else(|| Error::invalid("config", "is missing"))?;
@@ -22,14 +17,11 @@ pub(crate) fn container(config: Option<cri::ContainerConfig>) -> Result<Spec, Er
     if config.windows.is_some() {
         return Err(unsupported("config.windows", "this node runs Linux containers only"));
     }
-    if !config.cdi_devices.is_empty() {
-        return Err(unsupported("config.CDI_devices", "CDI is not served yet"));
-    }
     let linux = config.linux.unwrap_or_default();
     Ok(Spec {
         name: name("config.metadata.name", &metadata.name)?,
         attempt: metadata.attempt,
-        image: image(config.image)?,
+        image: image("config", config.image)?,
         command: strings("config.command", config.command)?,
         args: strings("config.args", config.args)?,
         working_dir: match config.working_dir.as_str() {
@@ -43,15 +35,20 @@ pub(crate) fn container(config: Option<cri::ContainerConfig>) -> Result<Spec, Er
             }
         },
         envs: config.envs.into_iter().map(env).collect::<Result<_, _>>()?,
-        mounts: config.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
-        devices: config.devices.into_iter().map(device).collect::<Result<_, _>>()?,
+        mounts: mounts::mounts(config.mounts)?,
+        devices: config.devices.into_iter().map(mounts::device).collect::<Result<_, _>>()?,
+        cdi_devices: config
+            .cdi_devices
+            .into_iter()
+            .map(|device| name_of_device("config.CDI_devices", device.name))
+            .collect::<Result<_, _>>()?,
         labels: string_map("config.labels", config.labels)?,
         annotations: string_map("config.annotations", config.annotations)?,
         log_path: log_path(config.log_path)?,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
-        resources: resources(linux.resources)?,
+        resources: resources("config.linux.resources", linux.resources)?,
         security: security(linux.security_context)?,
         stop_signal: signal::from_cri(config.stop_signal)?,
     })
@@ -61,14 +58,27 @@ fn unsupported(field: &str, hint: &str) -> Error {
     Error::Unsupported { field: field.to_owned(), hint: hint.to_owned() }
 }
 
-fn image(image: Option<cri::ImageSpec>) -> Result<ImageRef, Error> {
+/// `owner` is the field that holds it.
+pub(super) fn image(owner: &str, image: Option<cri::ImageSpec>) -> Result<ImageRef, Error> {
     let image = image.filter(|image| !image.image.is_empty());
-    let image = image.ok_or_else(|| Error::invalid("config.image.image", "is empty"))?;
+    let image = image.ok_or_else(|| Error::invalid(format!("{owner}.image.image"), "is empty"))?;
     Ok(ImageRef {
         image: image.image,
         user_specified_image: image.user_specified_image,
-        annotations: image.annotations.into_iter().collect(),
+        annotations: string_map(&format!("{owner}.image.annotations"), image.annotations)?,
+        runtime_handler: image.runtime_handler,
+        image_ref: image.image_ref,
     })
+}
+
+fn name_of_device(field: &str, name: String) -> Result<String, Error> {
+    match cdi::name::parse(&name) {
+        Some(_) => Ok(name),
+        None => {
+            let problem = format!("{:?} is not of the form vendor/class=device", shown(&name));
+            Err(Error::invalid(field, problem))
+        }
+    }
 }
 
 /// Arguments end at a NUL in the kernel: one inside would cut them silently.
@@ -92,10 +102,6 @@ fn env(pair: cri::KeyValue) -> Result<(String, String), Error> {
     }
 }
 
-fn shown(text: &str) -> String {
-    text.chars().take(SHOWN_MAX).collect()
-}
-
 fn log_path(path: String) -> Result<String, Error> {
     let plain = std::path::Path::new(&path)
         .components()
@@ -107,137 +113,11 @@ fn log_path(path: String) -> Result<String, Error> {
     Ok(path)
 }
 
-fn mount(mount: cri::Mount) -> Result<Mount, Error> {
-    let field = format!("config.mounts[{}]", shown(&mount.container_path));
-    let container_path = absolute(&field, &mount.container_path)?;
-    if container_path.parent().is_none() {
-        return Err(Error::invalid(field, "a volume cannot take the place of the root"));
-    }
-    if mount.image.is_some() {
-        return Err(unsupported(&field, "image volumes are not served yet"));
-    }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(unsupported(&field, "idmapped mounts need a user-namespaced pod"));
-    }
-    let propagation = match cri::MountPropagation::try_from(mount.propagation) {
-        Ok(cri::MountPropagation::PropagationPrivate) => Propagation::Private,
-        Ok(cri::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
-        Ok(cri::MountPropagation::PropagationBidirectional) => Propagation::Bidirectional,
-        Err(_) => {
-            let problem = format!("{} is no mount propagation", mount.propagation);
-            return Err(Error::invalid(field, problem));
-        }
-    };
-    if mount.recursive_read_only && !(mount.readonly && propagation == Propagation::Private) {
-        return Err(Error::invalid(
-            field,
-            "recursive_read_only needs readonly and private propagation",
-        ));
-    }
-    let known = ["noexec", "nodev", "nosuid"];
-    if let Some(option) = mount.mount_options.iter().find(|o| !known.contains(&o.as_str())) {
-        let problem = format!("mount option {option:?} is none of {}", known.join(", "));
-        return Err(Error::invalid(field, problem));
-    }
-    Ok(Mount {
-        container_path: container_path.to_string_lossy().into_owned(),
-        host_path: absolute(&field, &mount.host_path)?,
-        readonly: mount.readonly,
-        recursive_read_only: mount.recursive_read_only,
-        propagation,
-        selinux_relabel: mount.selinux_relabel,
-        options: mount.mount_options,
-    })
-}
-
-fn device(device: cri::Device) -> Result<Device, Error> {
-    let field = format!("config.devices[{}]", shown(&device.host_path));
-    let host_path = absolute(&field, &device.host_path)?;
-    if device.permissions.chars().any(|c| !matches!(c, 'r' | 'w' | 'm')) {
-        let problem = format!("permissions {:?} are not of r, w, m", device.permissions);
-        return Err(Error::invalid(field, problem));
-    }
-    let container_path = match device.container_path.as_str() {
-        "" => host_path.clone(),
-        path => absolute(&field, path)?,
-    };
-    Ok(Device {
-        container_path: container_path.to_string_lossy().into_owned(),
-        host_path,
-        permissions: match device.permissions.as_str() {
-            "" => "rwm".to_owned(),
-            given => given.to_owned(),
-        },
-    })
-}
-
-/// Also serves `UpdateContainerResources`.
-pub(crate) fn resources(
-    resources: Option<cri::LinuxContainerResources>,
-) -> Result<Resources, Error> {
-    let given = resources.unwrap_or_default();
-    let field = |name: &str| format!("config.linux.resources.{name}");
-    // −1 means no limit where it has a meaning.
-    for (name, value, least) in [
-        ("cpu_period", given.cpu_period, 0),
-        ("cpu_quota", given.cpu_quota, -1),
-        ("cpu_shares", given.cpu_shares, 0),
-        ("memory_limit_in_bytes", given.memory_limit_in_bytes, -1),
-        ("memory_swap_limit_in_bytes", given.memory_swap_limit_in_bytes, -1),
-    ] {
-        if value < least {
-            return Err(Error::invalid(field(name), format!("{value} is below {least}")));
-        }
-    }
-    let page_size = |size: &str| {
-        let digits = ["KB", "MB", "GB"].iter().find_map(|unit| size.strip_suffix(unit));
-        digits.is_some_and(|d| !d.is_empty() && d.bytes().all(|byte| byte.is_ascii_digit()))
-    };
-    if let Some(limit) = given.hugepage_limits.iter().find(|limit| !page_size(&limit.page_size)) {
-        let problem = format!("{:?} is no page size such as 2MB", limit.page_size);
-        return Err(Error::invalid(field("hugepage_limits"), problem));
-    }
-    if !(-1000..=1000).contains(&given.oom_score_adj) {
-        let problem = format!("{} is not between -1000 and 1000", given.oom_score_adj);
-        return Err(Error::invalid(field("oom_score_adj"), problem));
-    }
-    if let Some(key) = given.unified.keys().find(|key| key.contains('/') || !key.contains('.')) {
-        return Err(Error::invalid(field("unified"), format!("{key:?} is no cgroup v2 file")));
-    }
-    Ok(Resources {
-        cpu_period_us: given.cpu_period,
-        cpu_quota_us: given.cpu_quota,
-        cpu_shares: given.cpu_shares,
-        memory_limit_bytes: given.memory_limit_in_bytes,
-        memory_swap_limit_bytes: given.memory_swap_limit_in_bytes,
-        oom_score_adj: given.oom_score_adj,
-        cpuset_cpus: given.cpuset_cpus,
-        cpuset_mems: given.cpuset_mems,
-        hugepage_limits: given
-            .hugepage_limits
-            .into_iter()
-            .map(|limit| (limit.page_size, limit.limit))
-            .collect(),
-        unified: given.unified.into_iter().collect(),
-    })
-}
-
 fn security(context: Option<cri::LinuxContainerSecurityContext>) -> Result<Security, Error> {
     let given = context.unwrap_or_default();
-    let field = |name: &str| format!("config.linux.security_context.{name}");
     let namespaces = given.namespace_options.clone().unwrap_or_default();
-    no_user_namespace(
-        &field("namespace_options.userns_options"),
-        namespaces.userns_options.as_ref(),
-    )?;
-    apparmor(given.apparmor.as_ref())?;
     #[expect(deprecated, reason = "older kubelets still send these")]
-    for (name, text, superseded) in [
-        ("apparmor_profile", &given.apparmor_profile, given.apparmor.is_some()),
-        ("seccomp_profile_path", &given.seccomp_profile_path, given.seccomp.is_some()),
-    ] {
-        deprecated_profile(&field(name), text, superseded)?;
-    }
+    let (old_seccomp, old_apparmor) = (&given.seccomp_profile_path, &given.apparmor_profile);
     let run_as = match (&given.run_as_user, given.run_as_username.as_str()) {
         (Some(uid), _) => RunAs::Uid(kernel_id(&field("run_as_user"), uid.value)?),
         (None, "") => RunAs::Image,
@@ -249,83 +129,40 @@ fn security(context: Option<cri::LinuxContainerSecurityContext>) -> Result<Secur
             "needs run_as_user or run_as_username beside it",
         ));
     }
-    let group = |value: i64| kernel_id(&field("supplemental_groups"), value);
+    let shared = |kind: &str, value: i32| match namespace_mode(
+        &field(&format!("namespace_options.{kind}")),
+        value,
+        "",
+    )? {
+        mode @ (NamespaceMode::Pod | NamespaceMode::Node) => Ok(mode),
+        _ => Err(Error::invalid(
+            field(&format!("namespace_options.{kind}")),
+            "the containers of a pod share it: POD or NODE",
+        )),
+    };
     Ok(Security {
-        seccomp: seccomp(given.seccomp.as_ref())?,
+        seccomp: security::seccomp(given.seccomp.as_ref(), old_seccomp)?,
+        apparmor: security::apparmor(given.apparmor.as_ref(), old_apparmor)?,
+        selinux: security::selinux(given.selinux_options)?,
         capabilities: capabilities(given.capabilities)?,
         privileged: given.privileged,
+        network: shared("network", namespaces.network)?,
+        ipc: shared("ipc", namespaces.ipc)?,
         pid: namespace_mode(
             &field("namespace_options.pid"),
             namespaces.pid,
             &namespaces.target_id,
         )?,
+        user_namespace: security::user_namespace(namespaces.userns_options.as_ref())?,
         run_as,
-        run_as_group: given
-            .run_as_group
-            .map(|gid| kernel_id(&field("run_as_group"), gid.value))
-            .transpose()?,
-        supplemental_groups: given
-            .supplemental_groups
-            .into_iter()
-            .map(group)
-            .collect::<Result<_, _>>()?,
-        strict_groups: match given.supplemental_groups_policy.try_into() {
-            Ok(cri::SupplementalGroupsPolicy::Merge) => false,
-            Ok(cri::SupplementalGroupsPolicy::Strict) => true,
-            Err(_) => {
-                let problem = format!("{} is no policy", given.supplemental_groups_policy);
-                return Err(Error::invalid(field("supplemental_groups_policy"), problem));
-            }
-        },
+        run_as_group: security::id("run_as_group", given.run_as_group.as_ref())?,
+        supplemental_groups: security::ids("supplemental_groups", given.supplemental_groups)?,
+        strict_groups: security::strict_groups(given.supplemental_groups_policy)?,
         readonly_rootfs: given.readonly_rootfs,
         no_new_privs: given.no_new_privs,
-        masked_paths: paths(&field("masked_paths"), given.masked_paths)?,
-        readonly_paths: paths(&field("readonly_paths"), given.readonly_paths)?,
+        masked_paths: security::paths("masked_paths", given.masked_paths)?,
+        readonly_paths: security::paths("readonly_paths", given.readonly_paths)?,
     })
-}
-
-fn paths(field: &str, paths: Vec<String>) -> Result<Vec<String>, Error> {
-    paths.into_iter().map(|path| absolute(field, &path).map(|_| path)).collect()
-}
-
-/// Without AppArmor in the kernel, what asks for the node's default gets what the node has; a
-/// profile asked for by name is refused, as its protection would be missing.
-fn apparmor(profile: Option<&cri::SecurityProfile>) -> Result<(), Error> {
-    use cri::security_profile::ProfileType;
-    match profile.map(|profile| (profile.profile_type(), &profile.localhost_ref)) {
-        Some((ProfileType::Localhost, name)) => Err(unsupported(
-            "config.linux.security_context.apparmor",
-            &format!("profile {name:?} was asked for, but AppArmor is not served yet"),
-        )),
-        Some((ProfileType::RuntimeDefault | ProfileType::Unconfined, _)) | None => Ok(()),
-    }
-}
-
-/// The deprecated fields name a profile by text. What would confine the container is refused
-/// here, unless the new field speaks for it; the other texts mean what the absent field means.
-fn deprecated_profile(field: &str, text: &str, superseded: bool) -> Result<(), Error> {
-    match text {
-        "" | "unconfined" => Ok(()),
-        _ if superseded => Ok(()),
-        "runtime/default" | "docker/default" if field.ends_with("apparmor_profile") => Ok(()),
-        text => Err(unsupported(field, &format!("{text:?} has to be given by the new field"))),
-    }
-}
-
-fn seccomp(profile: Option<&cri::SecurityProfile>) -> Result<Seccomp, Error> {
-    use cri::security_profile::ProfileType;
-    let Some(profile) = profile else { return Ok(Seccomp::Unconfined) };
-    let field = "config.linux.security_context.seccomp";
-    match profile.profile_type.try_into() {
-        Ok(ProfileType::RuntimeDefault) => Ok(Seccomp::RuntimeDefault),
-        Ok(ProfileType::Unconfined) => Ok(Seccomp::Unconfined),
-        Ok(ProfileType::Localhost) => {
-            let path: PathBuf =
-                absolute(&format!("{field}.localhost_ref"), &profile.localhost_ref)?;
-            Ok(Seccomp::Localhost(path))
-        }
-        Err(_) => Err(Error::invalid(field, format!("{} is no type", profile.profile_type))),
-    }
 }
 
 fn capabilities(change: Option<cri::Capability>) -> Result<CapabilityChange, Error> {

@@ -3,12 +3,25 @@
 
 pub(crate) mod container;
 pub(crate) mod filter;
+mod mounts;
+pub(crate) mod resources;
 pub(crate) mod sandbox;
+mod security;
+
+#[cfg(test)]
+mod fields;
 
 use proto::cri::v1 as cri;
 
 use crate::error::Error;
 use crate::sandbox::spec::NamespaceMode;
+
+/// Longest part of a bad value that is repeated to the caller.
+const SHOWN_MAX: usize = 64;
+
+fn shown(text: &str) -> String {
+    text.chars().take(SHOWN_MAX).collect()
+}
 
 /// Longest name of a pod, namespace or container: Kubernetes allows a DNS subdomain (RFC 1123).
 const NAME_MAX: usize = 253;
@@ -63,20 +76,6 @@ fn namespace_mode(field: &str, value: i32, target: &str) -> Result<NamespaceMode
         }
         Ok(cri::NamespaceMode::Target) => Ok(NamespaceMode::Target(target.to_owned())),
         Err(_) => Err(Error::invalid(field, format!("{value} is no namespace mode"))),
-    }
-}
-
-/// User namespaces are refused until every mount of a pod can be mapped.
-fn no_user_namespace(field: &str, options: Option<&cri::UserNamespace>) -> Result<(), Error> {
-    match options.map(|options| cri::NamespaceMode::try_from(options.mode)) {
-        None | Some(Ok(cri::NamespaceMode::Node)) => Ok(()),
-        Some(Ok(cri::NamespaceMode::Pod)) => Err(Error::Unsupported {
-            field: field.to_owned(),
-            hint: "this runtime does not announce user namespaces in its handler features; \
-                   set hostUsers: true"
-                .to_owned(),
-        }),
-        Some(_) => Err(Error::invalid(field, "a user namespace is POD or NODE")),
     }
 }
 

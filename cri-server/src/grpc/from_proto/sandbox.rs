@@ -5,10 +5,14 @@ use std::net::IpAddr;
 
 use proto::cri::v1 as cri;
 
-use super::{absolute, name, namespace_mode, no_user_namespace, string_map};
+use super::resources::resources;
+use super::security::{self, field};
+use super::{absolute, name, namespace_mode, string_map};
 use crate::error::Error;
 use crate::quantity;
-use crate::sandbox::spec::{Bandwidth, Dns, Metadata, NamespaceMode, PortMapping, Protocol, Spec};
+use crate::sandbox::spec::{
+    Bandwidth, Confinement, Dns, Metadata, NamespaceMode, PortMapping, Protocol, Spec,
+};
 
 /// What a limit may be, in bits per second, as the peers have it: less would stop a pod's network
 /// altogether, more is no network.
@@ -27,15 +31,11 @@ pub(crate) fn sandbox(request: cri::RunPodSandboxRequest) -> Result<Spec, Error>
     }
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
-    let namespaces = security.namespace_options.unwrap_or_default();
-    no_user_namespace(
-        "config.linux.security_context.namespace_options.userns_options",
-        namespaces.userns_options.as_ref(),
-    )?;
-    if security.run_as_group.is_some() && security.run_as_user.is_none() {
+    let namespaces = security.namespace_options.clone().unwrap_or_default();
+    if !namespaces.target_id.is_empty() {
         return Err(Error::invalid(
-            "config.linux.security_context.run_as_group",
-            "needs run_as_user beside it",
+            field("namespace_options.target_id"),
+            "belongs to a container, not to a sandbox",
         ));
     }
     let spec = Spec {
@@ -61,10 +61,33 @@ pub(crate) fn sandbox(request: cri::RunPodSandboxRequest) -> Result<Spec, Error>
         network: sandbox_namespace("network", namespaces.network)?,
         pid: sandbox_namespace("pid", namespaces.pid)?,
         ipc: sandbox_namespace("ipc", namespaces.ipc)?,
+        user_namespace: security::user_namespace(namespaces.userns_options.as_ref())?,
         privileged: security.privileged,
+        confinement: confinement(security)?,
+        overhead: resources("config.linux.overhead", linux.overhead)?,
+        resources: resources("config.linux.resources", linux.resources)?,
     };
     sysctls(&spec)?;
     Ok(spec)
+}
+
+/// What holds for the sandbox's own process.
+fn confinement(given: cri::LinuxSandboxSecurityContext) -> Result<Confinement, Error> {
+    if given.run_as_group.is_some() && given.run_as_user.is_none() {
+        return Err(Error::invalid(field("run_as_group"), "needs run_as_user beside it"));
+    }
+    #[expect(deprecated, reason = "older kubelets still send it")]
+    let old_seccomp = &given.seccomp_profile_path;
+    Ok(Confinement {
+        run_as_user: security::id("run_as_user", given.run_as_user.as_ref())?,
+        run_as_group: security::id("run_as_group", given.run_as_group.as_ref())?,
+        seccomp: security::seccomp(given.seccomp.as_ref(), old_seccomp)?,
+        apparmor: security::apparmor(given.apparmor.as_ref(), "")?,
+        selinux: security::selinux(given.selinux_options)?,
+        supplemental_groups: security::ids("supplemental_groups", given.supplemental_groups)?,
+        strict_groups: security::strict_groups(given.supplemental_groups_policy)?,
+        readonly_rootfs: given.readonly_rootfs,
+    })
 }
 
 fn metadata(metadata: Option<cri::PodSandboxMetadata>) -> Result<Metadata, Error> {

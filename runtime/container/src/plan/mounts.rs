@@ -7,6 +7,9 @@ use crate::error::Error;
 use crate::options::{self, Idmap, Options};
 use crate::spec;
 
+/// The type of a mount that an image's `VOLUME` becomes.
+const VOLUME: &str = "volume";
+
 /// One mount to make.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mount {
@@ -25,6 +28,9 @@ pub enum From {
     New { kind: String, source: String },
     /// The container's own control groups.
     Cgroup,
+    /// The directory at this place in the root itself, made when it is missing: it stays writable when the root does
+    /// not. Not of the OCI specification.
+    Root,
 }
 
 /// A device node.
@@ -69,6 +75,7 @@ pub(super) fn mount(m: &spec::Mount, own_users: bool) -> Result<Mount, Error> {
             From::Bind(source)
         }
         "cgroup" | "cgroup2" => From::Cgroup,
+        VOLUME => From::Root,
         "" => return Err(Error::new(stage, "neither a type nor a bind option")),
         _ => From::New { kind: kind.to_owned(), source: source.to_string_lossy().into_owned() },
     };

@@ -22,6 +22,26 @@ pub fn block_all_signals() {
     }
 }
 
+/// Takes that back, for what is about to become another program.
+pub fn unblock_all_signals() {
+    // SAFETY: `set` is initialised by sigemptyset before use.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
+    }
+}
+
+/// Sleeps until any signal that can be blocked is pending and takes it.
+pub fn wait_any_signal() -> i32 {
+    // SAFETY: `set` is initialised by sigfillset; no information about the signal is asked for.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        libc::sigwaitinfo(&raw const set, ptr::null_mut())
+    }
+}
+
 /// A descriptor that is readable when one of the (blocked) signals is pending.
 pub fn signal_fd(signals: &[i32]) -> Result<OwnedFd, Errno> {
     let set = set_of(signals);

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{MEMBERS_MAX, Pod, now_ns};
-use crate::creator::{self, Job};
+use crate::creator::{self, Job, Role};
 use crate::link::Caller;
 use crate::log::{Limits, Source, Stream};
 use crate::member::{self, Deletion, External, Member};
@@ -33,6 +33,8 @@ struct Order<'a> {
     terminal: bool,
     stdin: bool,
     netns: Option<OwnedFd>,
+    trees: Vec<(PathBuf, OwnedFd)>,
+    init: bool,
     sandbox: bool,
 }
 
@@ -67,13 +69,15 @@ impl Pod {
             id: &ask.id,
             bundle: Path::new(&ask.bundle),
             rootfs: Rootfs::Empty { shm_size: ask.shm_size },
-            seccomp: "",
+            seccomp: &ask.seccomp_bpf,
             handler: None,
             log_path: None,
             limits: Limits::default(),
             terminal: false,
             stdin: false,
             netns,
+            trees: Vec::new(),
+            init: false,
             sandbox: true,
         };
         if ask.shm_size > 0 {
@@ -82,10 +86,19 @@ impl Pod {
         self.sandbox = self.create(caller, order);
     }
 
-    pub(crate) fn create_container(&mut self, caller: Caller, ask: CreateContainer) {
+    pub(crate) fn create_container(
+        &mut self,
+        caller: Caller,
+        ask: CreateContainer,
+        trees: Vec<OwnedFd>,
+    ) {
         const STAGE: &str = "create";
         if let Some(why) = refused_by_handler(&ask) {
             return self.links.fail(caller, Kind::Unsupported, STAGE, why);
+        }
+        if trees.len() != ask.trees.len() {
+            let why = "the descriptors of its mounts did not arrive";
+            return self.links.fail(caller, Kind::InvalidArgument, STAGE, why);
         }
         if self.is_stopping() {
             return self.links.fail(caller, Kind::InvalidState, STAGE, "this pod is being stopped");
@@ -129,6 +142,8 @@ impl Pod {
             terminal: ask.tty,
             stdin: ask.stdin,
             netns: None,
+            trees: ask.trees.into_iter().map(PathBuf::from).zip(trees).collect(),
+            init: ask.init,
             sandbox: false,
         };
         self.create(caller, order);
@@ -164,7 +179,13 @@ impl Pod {
                 Some(fds) => Stdio::Pipes([fds[0].as_fd(), fds[1].as_fd(), fds[2].as_fd()]),
                 None => Stdio::Terminal,
             },
-            pause: order.sandbox.then(|| self.image.as_fd()),
+            image: self.image.as_fd(),
+            role: match (order.sandbox, order.init) {
+                (true, _) => Role::Pause,
+                (false, true) => Role::Init,
+                (false, false) => Role::Program,
+            },
+            trees: &order.trees,
             netns: order.netns.as_ref().map(AsFd::as_fd),
             seccomp: order.seccomp,
             handler: order.handler.as_deref(),
@@ -338,12 +359,14 @@ impl Pod {
 
 /// What an external runtime cannot be given is refused by name.
 fn refused_by_handler(ask: &CreateContainer) -> Option<String> {
-    // The runtime compiles filters by itself, from `linux.seccomp` of the specification.
-    let refused = !ask.handler.is_empty() && !ask.seccomp_bpf.is_empty();
-    refused.then(|| {
-        let handler = &ask.handler;
-        format!("a compiled seccomp program is not supported with the external runtime {handler}")
-    })
+    let unserved = [
+        // The runtime compiles filters by itself, from `linux.seccomp` of the specification.
+        ("a compiled seccomp program", !ask.seccomp_bpf.is_empty()),
+        ("an init of ours", ask.init),
+        ("a mount by descriptor", !ask.trees.is_empty()),
+    ];
+    let (what, _) = unserved.iter().find(|(_, used)| *used && !ask.handler.is_empty())?;
+    Some(format!("{what} is not supported with the external runtime {}", ask.handler))
 }
 
 /// Our ends and the container's ends; no ends of the container's when init makes a terminal.
