@@ -23,8 +23,14 @@ use crate::sys::process::unshare;
 /// covers it.
 const PLACE: &str = "/proc";
 
-/// As `overlay::overlay`. The calling thread comes back to the namespace and directory it was in.
+/// As `overlay::overlay`.
 pub(crate) fn overlay(layers: &Layers) -> Result<OwnedFd, Error> {
+    within(|| mount_and_take(layers))
+}
+
+/// Works in a mount namespace that nobody else sees and that ends with the work. The calling thread comes back to
+/// the namespace and directory it was in.
+pub(crate) fn within<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     let stage = "make a mount namespace for the overlay";
     let open = |path: &str, flags: OFlags| {
         rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
@@ -33,16 +39,16 @@ pub(crate) fn overlay(layers: &Layers) -> Result<OwnedFd, Error> {
     let home = open("/proc/thread-self/ns/mnt", OFlags::RDONLY)?;
     let directory = open(".", OFlags::PATH | OFlags::DIRECTORY)?;
     unshare(Namespace::Mount as u64).at(stage, "unshare")?;
-    let tree = mount_and_take(layers);
+    let done = mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .at(STAGE, "detach from the host's mounts")
+        .and_then(|()| work());
     move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Mount))
         .at(stage, "come back")?;
     fchdir(&directory).at(stage, "come back to the working directory")?;
-    tree
+    done
 }
 
 fn mount_and_take(layers: &Layers) -> Result<OwnedFd, Error> {
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .at(STAGE, "detach from the host's mounts")?;
     // Descriptors of this namespace's own mounts: newer 6.1s refuse those of another's. Their names are short, for
     // all options together end at a page, and have no colon or comma.
     let mut open = Vec::new();

@@ -1,9 +1,10 @@
 //! The root file system: an overlay (or a plain directory) as a detached mount, made with the host's credentials.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
@@ -13,6 +14,7 @@ use rustix::mount::{
 use crate::aside;
 use crate::create::Layers;
 use crate::error::{At, Error};
+use crate::mounts::move_onto;
 use crate::sources::map_ids;
 use crate::users::Users;
 
@@ -23,23 +25,44 @@ pub(crate) const STAGE: &str = "mount the root file system";
 /// because the kernel works in the upper directory as the host's root, who is nobody on a mapped mount.
 pub(crate) fn overlay(layers: &Layers, users: Option<&Users>) -> Result<OwnedFd, Error> {
     let Some(users) = users else { return stack(layers) };
-    let mut open = Vec::new();
-    let mut mapped = layers.clone();
-    for lower in &mut mapped.lowers {
+    let mut trees = Vec::new();
+    for lower in &layers.lowers {
         let tree = plain(lower)?;
         let stage = format!("{STAGE}: layer {}", lower.display());
         map_ids(&tree, users.fd.as_fd(), false, &stage)?;
-        *lower = PathBuf::from(format!("/proc/self/fd/{}", tree.as_raw_fd()));
-        open.push(tree);
+        trees.push(tree);
     }
     if let Some(Upper { upper, .. }) = &layers.upper {
         let [uid, gid] = users.root();
         std::os::unix::fs::chown(upper, Some(uid), Some(gid))
             .at(STAGE, format!("give {} to the container's root", upper.display()))?;
     }
-    // The overlay has references of its own when it is made.
-    stack(&mapped)
+    if trees.len() == 1 && layers.upper.is_none() {
+        return trees.pop().ok_or_else(|| Error::new(STAGE, "an image without layers"));
+    }
+    // Kernels before 6.15 do not stack layers that are attached nowhere.
+    aside::within(|| {
+        let holder = tmpfs(STAGE, &[("mode", "755")], MountAttrFlags::empty())?;
+        let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let place =
+            rustix::fs::open(HOLDER, open, Mode::empty()).at(STAGE, format!("open {HOLDER}"))?;
+        move_onto(&holder, &place).at(STAGE, "attach the layers' holder")?;
+        let mut mapped = layers.clone();
+        for (n, (lower, tree)) in mapped.lowers.iter_mut().zip(&trees).enumerate() {
+            let name = n.to_string();
+            let at = || format!("attach layer {}", lower.display());
+            rustix::fs::mkdirat(&holder, &name, Mode::from_raw_mode(0o755)).at(STAGE, at())?;
+            let dir = rustix::fs::openat(&holder, &name, open, Mode::empty()).at(STAGE, at())?;
+            move_onto(tree, &dir).at(STAGE, at())?;
+            *lower = Path::new(HOLDER).join(name);
+        }
+        // The overlay has references of its own when it is made.
+        stack(&mapped)
+    })
 }
+
+/// A directory that every host has and no layer is in, to be covered where nobody else sees it.
+const HOLDER: &str = "/sys";
 
 fn stack(layers: &Layers) -> Result<OwnedFd, Error> {
     // overlayfs wants two lowers when there is no upper; one lower alone is simply that directory.
