@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
-use crate::channel;
 use crate::create::Creation;
 use crate::error::{At, Error};
 use crate::hooks::Moment;
 use crate::sys::process::{close_copy, fork};
+use crate::{channel, net_devices};
 
 const STAGE: &str = "createRuntime hook";
 
@@ -25,7 +25,7 @@ pub(crate) struct Gate {
 impl Gate {
     /// None when there are no such hooks.
     pub(crate) fn new(c: &Creation<'_>) -> Result<Option<Self>, Error> {
-        if c.plan.hooks.create_runtime.is_empty() {
+        if c.plan.hooks.create_runtime.is_empty() && c.plan.net_devices.is_empty() {
             return Ok(None);
         }
         let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
@@ -43,13 +43,7 @@ impl Gate {
         rustix::io::write(&self.init, &pid.to_ne_bytes()).at(STAGE, "tell the keeper")?;
         // Init's copy alone holds the gate from now on: when init dies, the keeper sees it.
         drop((self.keeper, self.init));
-        let status = Pid::from_raw(self.keeper_pid)
-            .map(|pid| rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty())));
-        match status {
-            Some(Ok(Some((_, status)))) if status.exit_status() == Some(0) => Ok(()),
-            // The keeper has said why by the channel.
-            _ => Err(Error::new(STAGE, "it failed")),
-        }
+        wait(self.keeper_pid, STAGE)
     }
 
     /// Init's side.
@@ -61,6 +55,31 @@ impl Gate {
             Ok(1) => Ok(()),
             _ => Err(Error::new(STAGE, "its keeper gave up")),
         }
+    }
+}
+
+/// Hooks may look at the devices, so these come first; another process goes into the container's network for it.
+fn act(c: &Creation<'_>, pid: i32) -> Result<(), Error> {
+    if !c.plan.net_devices.is_empty() {
+        let mover = fork(|| match net_devices::give(&c.plan.net_devices, pid) {
+            Ok(()) => 0,
+            Err(error) => {
+                channel::say_failed(c.channel, &error);
+                1
+            }
+        });
+        wait(mover.at("network devices", "fork")?, "network devices")?;
+    }
+    c.plan.hooks.run(Moment::CreateRuntime, pid, c.bundle)
+}
+
+/// A child that has said by the channel why it failed, if it did.
+fn wait(pid: i32, stage: &str) -> Result<(), Error> {
+    let status = Pid::from_raw(pid)
+        .map(|pid| rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty())));
+    match status {
+        Some(Ok(Some((_, status)))) if status.exit_status() == Some(0) => Ok(()),
+        _ => Err(Error::new(stage, "it failed")),
     }
 }
 
@@ -77,7 +96,8 @@ fn keep(c: &Creation<'_>, socket: BorrowedFd<'_>) -> i32 {
             _ => return 0,
         }
     }
-    match c.plan.hooks.run(Moment::CreateRuntime, pid.unwrap_or_default(), c.bundle) {
+    let pid = pid.unwrap_or_default();
+    match act(c, pid) {
         Ok(()) => i32::from(rustix::io::write(socket, b"!").is_err()),
         // Before the gate closes, so that this is the reason that is heard first.
         Err(error) => {

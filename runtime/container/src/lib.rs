@@ -26,6 +26,7 @@ mod gate;
 mod init;
 mod mask;
 mod mounts;
+mod net_devices;
 mod overlay;
 mod process;
 mod root;

@@ -152,6 +152,7 @@ pub(crate) fn tmpfs(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn new_and_old_kernels_ways_stack_the_layers_alike() {

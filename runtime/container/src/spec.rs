@@ -170,8 +170,14 @@ pub struct Linux {
     pub time_offsets: Option<BTreeMap<String, TimeOffset>>,
     pub intel_rdt: Option<Value>,
     pub memory_policy: Option<MemoryPolicy>,
-    pub net_devices: Option<BTreeMap<String, Value>>,
+    pub net_devices: Option<BTreeMap<String, NetDevice>>,
     pub personality: Option<Personality>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct NetDevice {
+    pub name: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]

@@ -203,8 +203,11 @@ fn table() -> Vec<(&'static str, Fate)> {
             )),
         ),
         (
-            "linux.netDevices",
-            Refused(linux(json!({ "netDevices": { "eth1": {} } })), "linux.netDevices"),
+            "linux.netDevices.*.name",
+            Counts(linux(json!({
+                "namespaces": [{ "type": "mount" }, { "type": "uts" }, { "type": "network" }],
+                "netDevices": { "eth1": { "name": "e" } },
+            }))),
         ),
         (
             "linux.personality.domain",

@@ -91,7 +91,7 @@ pub(crate) fn print() -> Result<(), Error> {
             "intelRdt": { "enabled": false },
             "mountExtensions": { "idmap": { "enabled": true } },
             "memoryPolicy": { "modes": MEMORY_MODES, "flags": MEMORY_FLAGS },
-            "netDevices": { "enabled": false },
+            "netDevices": { "enabled": true },
         },
     });
     println!("{features:#}");

@@ -15,7 +15,7 @@ use crate::spec::{self, Spec};
 use cgroup::unit::Unit;
 
 pub use mounts::{From, Mount, Node, NodeKind};
-pub use namespaces::{Mappings, Namespace, Namespaces, TimeOffset};
+pub use namespaces::{Mappings, Namespace, Namespaces, NetDevice, TimeOffset};
 pub use process::{Process, Rlimit, plan_process};
 pub use schedule::{MemoryPolicy, Schedule, Scheduler, memory_policy};
 
@@ -38,6 +38,7 @@ pub struct Plan {
     /// Ids of the user namespace; empty without one, or when a joined one has to be asked.
     pub mappings: Mappings,
     pub time_offsets: Vec<TimeOffset>,
+    pub net_devices: Vec<NetDevice>,
     pub root_propagation: Option<Propagation>,
     pub root_readonly: bool,
     pub mounts: Vec<Mount>,
@@ -97,6 +98,7 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
     };
     Ok(Plan {
         mappings: namespaces::mappings(linux, &namespaces)?,
+        net_devices: namespaces::net_devices(linux, &namespaces)?,
         time_offsets: namespaces::time_offsets(linux, &namespaces)?,
         root_propagation,
         root_readonly: spec.root.as_ref().is_some_and(|r| r.readonly),
@@ -129,7 +131,6 @@ fn refuse_unserved(linux: &spec::Linux, facts: &Facts) -> Result<(), Error> {
         ("linux.seccomp", linux.seccomp.is_some() && !facts.seccomp_compiled),
         ("linux.mountLabel", linux.mount_label.as_ref().is_some_and(|l| !l.is_empty())),
         ("linux.intelRdt", linux.intel_rdt.is_some()),
-        ("linux.netDevices", linux.net_devices.as_ref().is_some_and(|n| !n.is_empty())),
     ])
 }
 

@@ -157,6 +157,39 @@ pub(super) fn mappings(linux: &spec::Linux, has: &Namespaces) -> Result<Mappings
     Ok(mappings)
 }
 
+/// A device of the host that becomes the container's, and its name there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetDevice {
+    pub host: String,
+    pub container: String,
+}
+
+pub(super) fn net_devices(linux: &spec::Linux, has: &Namespaces) -> Result<Vec<NetDevice>, Error> {
+    const FIELD: &str = "linux.netDevices";
+    /// IFNAMSIZ less the closing zero.
+    const NAME_MAX: usize = 15;
+    let mut out: Vec<NetDevice> = Vec::new();
+    for (host, device) in linux.net_devices.iter().flatten() {
+        let container = device.name.clone().filter(|n| !n.is_empty()).unwrap_or(host.clone());
+        for name in [host, &container] {
+            let plain =
+                |c: char| !c.is_whitespace() && c != '/' && c != ':' && c != '\0' && c != '%';
+            let fits = !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(plain);
+            if !fits || [".", ".."].contains(&name.as_str()) {
+                return Err(Error::new(FIELD, format!("{name:?} is no name of a device")));
+            }
+        }
+        if out.iter().any(|d| d.container == container) {
+            return Err(Error::new(FIELD, format!("two devices would be called {container:?}")));
+        }
+        out.push(NetDevice { host: host.clone(), container });
+    }
+    if !out.is_empty() && !has.has(Namespace::Net) {
+        return Err(Error::new(FIELD, "it needs a network namespace of the container's own"));
+    }
+    Ok(out)
+}
+
 /// A clock that a new time namespace shifts: its name in `/proc/self/timens_offsets`, seconds, nanoseconds.
 pub type TimeOffset = (&'static str, i64, u32);
 

@@ -65,7 +65,7 @@ fn fields_that_are_not_served_are_refused_by_name() {
     let linux = [
         (r#","seccomp":{"defaultAction":"SCMP_ACT_ALLOW"}"#, "linux.seccomp"),
         (r#","intelRdt":{}"#, "linux.intelRdt"),
-        (r#","netDevices":{"eth1":{}}"#, "linux.netDevices"),
+        (r#","netDevices":{"eth1":{}}"#, "linux.netDevices"), // without a network namespace
         (r#","mountLabel":"x""#, "linux.mountLabel"),
     ];
     for (json, field) in linux {

@@ -212,3 +212,32 @@ fn a_pidfd_of_init_goes_to_who_asks_for_it() {
     b.ends();
     assert!(b.oci(&["delete", &b.id]).status.success());
 }
+
+#[test]
+fn a_device_of_the_host_becomes_the_containers_with_its_address_and_another_name() {
+    let script = "busybox ip -4 addr show inner0; cat /sys/class/net/inner0/flags";
+    let Some(b) = Bundle::new("netdev", script) else { return };
+    let ip = |args: &str| {
+        let out = std::process::Command::new("ip").args(args.split(' ')).output().expect("ip");
+        (out.status.success(), text(&out.stdout))
+    };
+    let name = format!("lo{}a", std::process::id() % 1_000_000);
+    let peer = format!("{}b", &name[..name.len() - 1]);
+    assert!(ip(&format!("link add {name} type veth peer name {peer}")).0);
+    assert!(ip(&format!("addr add 10.213.7.9/29 dev {name}")).0);
+    b.change(|c| {
+        c["linux"]["netDevices"] = json!({ &name: { "name": "inner0" } });
+        c["hooks"] = json!({ "createRuntime": [{ "path": "/bin/true" }] });
+    });
+    let out = b.oci(&["run", &b.id]);
+    let said = text(&out.stdout);
+    let (left, _) = ip(&format!("link show {name}"));
+    let _ = ip(&format!("link del {peer}")); // mostly gone with the container's namespace
+    assert!(said.contains("inet 10.213.7.9/29"), "{out:?}");
+    assert!(said.contains("UP"), "{out:?}");
+    assert!(!left, "it is not the host's any more");
+    b.change(|c| c["linux"]["netDevices"] = json!({ "no-such-dev": {} }));
+    let out = b.oci(&["run", &b.id]);
+    assert!(text(&out.stderr).contains("network device no-such-dev"), "{out:?}");
+    assert_eq!(b.groups(), Vec::<std::path::PathBuf>::new());
+}
