@@ -26,6 +26,7 @@ use crate::metrics::serve::Access;
 use crate::metrics::{self, Metrics};
 use crate::network::Network;
 use crate::sandbox::Sandbox;
+use crate::share::Share;
 use crate::shims::Links;
 use crate::stats::{self, Stats};
 use crate::store::disk;
@@ -205,6 +206,7 @@ pub(crate) struct App {
     listener: UnixListener,
     metrics_listener: metrics::tls::Front,
     access: Access,
+    share: Option<Share>,
     /// Held as long as the daemon lives: no second one on the same directories.
     _locks: [std::fs::File; 2],
 }
@@ -223,6 +225,10 @@ impl App {
         let shims = runtime::Shims::open(&shim, cgroup)
             .with_context(|| format!("prepare the shim {}", shim.display()))?;
         let images = image::ImageService::open(image_config(&config)).await?;
+        let share = match &config.images.share {
+            Some(share) => Some(Share::open(share, images.clone()).await?),
+            None => None,
+        };
         let network = Network::open(&config, &metrics.families).context("open the pod network")?;
         let seccomp = seccomp::Compiler::open(config.root.join("seccomp"))?;
         let recovered = recover::load(&config.state.join("pods"));
@@ -252,7 +258,7 @@ impl App {
             recording: Mutex::default(),
             config,
         });
-        Ok(Self { ctx, listener, metrics_listener, access, _locks: locks })
+        Ok(Self { ctx, listener, metrics_listener, access, share, _locks: locks })
     }
 
     /// Serves until SIGTERM or SIGINT, then lets calls under way finish. Containers stay.
@@ -271,6 +277,10 @@ impl App {
         let mut served = tokio::spawn(grpc::serve(self.ctx.clone(), self.listener, stopping));
         let watched = self.ctx.clone();
         tokio::spawn(async move { watched.network.watch(&watched.world).await });
+        if let Some(share) = self.share {
+            tracing::info!(address = %share.address()?, "sharing images");
+            tokio::spawn(share.serve());
+        }
         stats::sampler::start(&self.ctx).context("start the sampler")?;
         stats::census::start(&self.ctx).context("start the census")?;
         tokio::spawn(metrics::timeline::watch(self.ctx.clone()));
@@ -286,6 +296,10 @@ impl App {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         tracing::info!("draining; pods keep running");
         stop.send_replace(true);
+        // A pull could keep the others waiting for long; the next daemon goes on with what is here.
+        if let Err(error) = self.ctx.images.close().await {
+            tracing::warn!(%error, "the images will be checked at the next start");
+        }
         // Calls count, not connections: an idle client may keep its own open for ever.
         let mut calls = self.ctx.calls.subscribe();
         match tokio::time::timeout(DRAIN, calls.wait_for(|calls| *calls == 0)).await {
@@ -341,6 +355,10 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
 fn image_config(config: &Config) -> image::Config {
     image::Config {
         certs_d: config.images.certs_d.clone(),
+        registries_conf: config.images.registries_conf.clone(),
+        auth_files: config.images.auth_files.clone(),
+        policy: config.images.policy.clone(),
+        allowed_digests: config.images.allowed_digests.clone(),
         keep_blobs: config.images.keep_blobs,
         pinned: config.images.pinned.clone(),
         max_concurrent_downloads: config.images.max_concurrent_downloads,

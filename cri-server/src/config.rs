@@ -59,10 +59,24 @@ pub(crate) struct Log {
 #[derive(Debug, Clone)]
 pub(crate) struct Images {
     pub(crate) certs_d: Vec<PathBuf>,
+    pub(crate) registries_conf: Vec<PathBuf>,
+    pub(crate) auth_files: Vec<PathBuf>,
+    pub(crate) policy: Vec<PathBuf>,
+    pub(crate) allowed_digests: Option<PathBuf>,
     pub(crate) keep_blobs: bool,
     pub(crate) pinned: Vec<String>,
     pub(crate) max_concurrent_downloads: usize,
     pub(crate) progress_timeout_s: u64,
+    pub(crate) share: Option<Share>,
+}
+
+/// Images for the neighbours.
+#[derive(Debug, Clone)]
+pub(crate) struct Share {
+    pub(crate) listen: SocketAddr,
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) client_ca: PathBuf,
 }
 
 #[derive(Debug, Clone)]
@@ -138,10 +152,24 @@ struct Raw {
 #[serde(deny_unknown_fields)]
 struct RawImages {
     certs_d: Vec<PathBuf>,
+    registries_conf: Vec<PathBuf>,
+    auth_files: Vec<PathBuf>,
+    policy: Vec<PathBuf>,
+    allowed_digests: PathBuf,
     keep_blobs: bool,
     pinned: Vec<String>,
     max_concurrent_downloads: usize,
     progress_timeout_seconds: u64,
+    share: RawShare,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawShare {
+    listen: String,
+    certificate: PathBuf,
+    key: PathBuf,
+    client_ca: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -330,6 +358,25 @@ fn merge(base: &mut toml::Table, over: toml::Table) {
     }
 }
 
+/// `None`: nothing is shared.
+fn share(images: &RawImages) -> Result<Option<Share>, String> {
+    let RawShare { listen, certificate, key, client_ca } = &images.share;
+    if listen.is_empty() {
+        return Ok(None);
+    }
+    let listen = listen.parse().map_err(|_| format!("{listen:?} is no ADDRESS:PORT"))?;
+    if !images.keep_blobs {
+        return Err("compressed layers must be kept to be shared: set keep_blobs = true".into());
+    }
+    for (name, path) in [("certificate", certificate), ("key", key), ("client_ca", client_ca)] {
+        if path.as_os_str().is_empty() {
+            return Err(format!("{name} is not set; images are shared over mutual TLS only"));
+        }
+    }
+    let (certificate, key, client_ca) = (certificate.clone(), key.clone(), client_ca.clone());
+    Ok(Some(Share { listen, certificate, key, client_ca }))
+}
+
 #[expect(clippy::too_many_lines, reason = "one key after the other, each in a line or two")]
 fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
     let mut mistakes = Vec::new();
@@ -358,6 +405,8 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
         let absolute = path.is_absolute().then_some(());
         check(key, absolute.ok_or_else(|| format!("{} is not an absolute path", path.display())));
     }
+    let share = share(&raw.images);
+    check("images.share", share.as_ref().map(|_| ()).map_err(Clone::clone));
     let metrics = raw.metrics.listen.parse::<SocketAddr>();
     check("metrics.listen", metrics.as_ref().map(|_| ()).map_err(ToString::to_string));
     let given = |path: &PathBuf| !path.as_os_str().is_empty();
@@ -409,10 +458,16 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
         log: Log { level: raw.log.level, format, slow: (!slow.is_zero()).then_some(slow) },
         images: Images {
             certs_d: raw.images.certs_d,
+            registries_conf: raw.images.registries_conf,
+            auth_files: raw.images.auth_files,
+            policy: raw.images.policy,
+            allowed_digests: Some(raw.images.allowed_digests)
+                .filter(|path| !path.as_os_str().is_empty()),
             keep_blobs: raw.images.keep_blobs,
             pinned: raw.images.pinned,
             max_concurrent_downloads: raw.images.max_concurrent_downloads.max(1),
             progress_timeout_s: raw.images.progress_timeout_seconds.max(1),
+            share: share.unwrap_or_default(),
         },
         network: Network {
             bridge: raw.network.bridge,

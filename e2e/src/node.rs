@@ -44,6 +44,8 @@ pub struct Options {
     pub mirrors: Vec<(String, String)>,
     /// Puts the root directory on a tmpfs of this size, such as `8m`.
     pub root_size: Option<String>,
+    /// Lines of the configuration's `[images]`.
+    pub images: String,
     /// Appended to the configuration.
     pub config: String,
     /// `bridge` when empty.
@@ -354,7 +356,8 @@ impl Node {
         line.rsplit(' ').next().map(str::to_owned)
     }
 
-    fn certs_d(&self) -> PathBuf {
+    /// Where the daemon looks for `<host>/hosts.toml`.
+    pub fn certs_d(&self) -> PathBuf {
         self.slot.run_dir().join("certs.d")
     }
 
@@ -384,12 +387,13 @@ impl Node {
         let [default, foreign] = foreign_handler();
         let prefix = if self.options.range_prefix == 0 { 24 } else { self.options.range_prefix };
         format!(
-            "[images]\ncerts_d = [\"{certs_d}\"]\n\n\
+            "[images]\ncerts_d = [\"{certs_d}\"]\n{images}\n\n\
              [network]\nmode = \"{mode}\"\nbridge = \"{bridge}\"\nranges = [\"{network}.0/{prefix}\"]\n\
              cni_conf_dir = \"{plugins}/conf.d\"\ncni_bin_dirs = [\"{plugins}/bin\", \"/usr/lib/cni\"]\n\
              cni_cache_dir = \"{plugins}/cache\"\ncni_netns_dir = \"{plugins}/netns\"\n{more}\n\
              [runtime]\ncgroup_parent = \"{cgroup}\"\nshim_cgroup = \"{cgroup}/shims\"\n{default}{extra}{foreign}",
             certs_d = self.certs_d().display(),
+            images = self.options.images,
             mode = match self.options.network_mode {
                 "" => "bridge",
                 mode => mode,

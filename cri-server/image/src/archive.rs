@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::fetch::Source;
 use crate::layer::archive::{Archive, ArchiveError, Kind};
 use crate::manifest::{self, Descriptor, Document, ImageConfig, Platform, json};
+use crate::pull::progress::PullStage;
 use crate::pull::{gather, layers};
 use crate::reference::Reference;
 use crate::service::commit::{Content, Fresh};
@@ -60,7 +61,10 @@ pub(crate) async fn import(
     for image in plan {
         let source = |at: usize| Source::File(image.files[at].clone());
         let of = image.fresh.tags.first().map_or_else(|| image.fresh.id.to_string(), String::clone);
-        let ready = gather(core, &of, &image.fresh.layers, source).await?;
+        let tracked = core.progress.begin(of.clone());
+        tracked.expect(&image.fresh.layers);
+        let ready = gather(core, &of, (&image.fresh.layers, &tracked), source).await?;
+        tracked.enter(PullStage::Syncing);
         let mut names = image.fresh.tags.clone();
         names.extend(image.fresh.digests.iter().cloned());
         let id = core.commit(image.fresh, ready).await?;
@@ -309,7 +313,7 @@ fn saved_image(members: &Members, saved: &Saved) -> Result<Planned, Error> {
     for diff_id in &config.diff_ids {
         let chain = Digest::chain(layers.last().map(|layer| &layer.chain), diff_id);
         let diff_id = diff_id.clone();
-        layers.push(LayerOfImage { chain, diff_id, blob: None, blob_bytes: 0 });
+        layers.push(LayerOfImage { chain, diff_id, blob: None, blob_bytes: 0, title: None });
     }
     let id = Digest::of(&config_bytes);
     let (tags, digests) = (tags(saved)?, Vec::new());

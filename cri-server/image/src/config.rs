@@ -10,6 +10,17 @@ pub struct Config {
     pub root: PathBuf,
     /// containerd-style trees of `<host>/hosts.toml`, first match wins; read at every pull.
     pub certs_d: Vec<PathBuf>,
+    /// Files in the form of containers-registries.conf; the first that exists is read at every
+    /// pull, with the drop-ins beside it.
+    pub registries_conf: Vec<PathBuf>,
+    /// Files in the form of docker's `config.json`, asked in order where a pull brings no
+    /// credentials that fit.
+    pub auth_files: Vec<PathBuf>,
+    /// Files in the form of containers-policy.json; the first that exists decides at every pull
+    /// what may come in. None: everything may.
+    pub policy: Vec<PathBuf>,
+    /// A file of manifest digests, one a line: nothing else may come in.
+    pub allowed_digests: Option<PathBuf>,
     /// Keep compressed layers in `content/` after they are unpacked.
     pub keep_blobs: bool,
     /// Names of images the kubelet must not collect; `*` matches any run of characters.
@@ -22,6 +33,8 @@ pub struct Config {
     pub progress_floor: u64,
     /// What a layer may ask of this node.
     pub limits: Limits,
+    /// Tests only: the step at which the process kills itself.
+    pub die_at: Option<String>,
 }
 
 /// Bounds on one layer; a layer beyond them is refused.
@@ -41,6 +54,12 @@ impl Config {
             certs_d: ["/etc/lapstrake/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"]
                 .map(PathBuf::from)
                 .to_vec(),
+            registries_conf: vec!["/etc/containers/registries.conf".into()],
+            auth_files: vec!["/etc/lapstrake/auth.json".into()],
+            policy: ["/etc/lapstrake/policy.json", "/etc/containers/policy.json"]
+                .map(PathBuf::from)
+                .to_vec(),
+            allowed_digests: None,
             keep_blobs: false,
             pinned: Vec::new(),
             // Three is what registries expect of one client, and already fills a local disk.
@@ -49,6 +68,7 @@ impl Config {
             // About 1.7 kB/s: slower than any link that could ever finish a layer.
             progress_floor: 512 * 1024,
             limits: Limits::default(),
+            die_at: None,
         }
     }
 }

@@ -42,8 +42,29 @@ pub enum Error {
     #[error("registry configuration {} is not usable: {reason}", path.display())]
     HostsFile { path: PathBuf, reason: String },
 
+    /// The node's own configuration says no.
+    #[error("{reference} is refused by {}: {reason}", by.display())]
+    Refused { reference: String, by: PathBuf, reason: String },
+
+    /// The text starts with the word the kubelet turns into the reason of a pull back-off.
+    #[error("SignatureValidationFailed: {reference} is refused by {}: {reason}", policy.display())]
+    Signature { reference: String, policy: PathBuf, reason: String },
+
+    #[error("credential helper docker-credential-{helper}: {reason}")]
+    Helper { helper: String, reason: String },
+
     #[error("{} of image {image} cannot be read: {reason}", path.display())]
     Accounts { image: Digest, path: PathBuf, reason: String },
+
+    #[error("container {0} has no writable layer here")]
+    NotPrepared(String),
+
+    #[error("root of container {container} cannot be mounted: {reason}")]
+    Root { container: String, reason: String },
+
+    /// The text starts with the word the kubelet looks for.
+    #[error("ImageVolumeMountFailed: {} of image {image}: {reason}", shown(path))]
+    Volume { image: String, path: PathBuf, reason: String },
 
     #[error("disk is full: {action} {}: {source}", path.display())]
     DiskFull { action: &'static str, path: PathBuf, source: Arc<io::Error> },
@@ -70,6 +91,10 @@ pub enum ErrorKind {
     Unsupported,
     BadContent,
     Configuration,
+    /// The image policy does not let it in.
+    Signature,
+    /// A directory of an image cannot be mounted.
+    Volume,
     DiskFull,
     Cancelled,
     Internal,
@@ -79,7 +104,10 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::InvalidReference { .. } => ErrorKind::InvalidReference,
-            Error::NotInRegistry { .. } | Error::NoSuchImage(_) => ErrorKind::NotFound,
+            Error::NotInRegistry { .. } | Error::NoSuchImage(_) | Error::NotPrepared(_) => {
+                ErrorKind::NotFound
+            }
+            Error::Volume { .. } => ErrorKind::Volume,
             Error::Unauthorized { .. } => ErrorKind::Unauthorized,
             Error::RegistryUnavailable { .. } => ErrorKind::RegistryUnavailable,
             Error::Verification { .. } => ErrorKind::Verification,
@@ -87,10 +115,13 @@ impl Error {
             Error::BadLayer { .. } | Error::BadArchive { .. } | Error::Accounts { .. } => {
                 ErrorKind::BadContent
             }
-            Error::HostsFile { .. } => ErrorKind::Configuration,
+            Error::HostsFile { .. } | Error::Refused { .. } | Error::Helper { .. } => {
+                ErrorKind::Configuration
+            }
+            Error::Signature { .. } => ErrorKind::Signature,
             Error::DiskFull { .. } => ErrorKind::DiskFull,
             Error::Cancelled(_) => ErrorKind::Cancelled,
-            Error::Io { .. } | Error::Lost(_) => ErrorKind::Internal,
+            Error::Io { .. } | Error::Root { .. } | Error::Lost(_) => ErrorKind::Internal,
         }
     }
 
@@ -104,6 +135,11 @@ impl Error {
             Error::Io { action, path, source }
         }
     }
+}
+
+/// The root has no name of its own.
+fn shown(path: &Path) -> std::path::Display<'_> {
+    if path.as_os_str().is_empty() { Path::new("/").display() } else { path.display() }
 }
 
 /// No space, no quota, or no inode left.

@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use crate::digest::{ChainId, Digest};
 use crate::error::{Error, is_full};
 use crate::flight::Landed;
-use crate::layer::{self, Job, Made, UnpackError};
+use crate::layer::settle::SettleError;
+use crate::layer::{self, Job, Made, UnpackError, inventory};
+use crate::pull::arrivals::{self, Arrival};
 use crate::registry::Session;
 use crate::service::Core;
 use crate::store::blob::Blob;
-use crate::store::layout;
 use crate::store::record::LayerRecord;
 use crate::store::shelf::{Hold, Shelf, Staging};
 
@@ -29,6 +30,8 @@ pub(crate) struct Wanted {
     pub(crate) diff_id: Digest,
     /// Digest and size of the blob, when a manifest names them.
     pub(crate) blob: Option<(Digest, u64)>,
+    /// The name of the file that the blob is, when it is no archive.
+    pub(crate) title: Option<String>,
 }
 
 /// Where its bytes are.
@@ -73,7 +76,7 @@ pub(crate) async fn layer(
 ) -> Result<Arc<Ready>, Error> {
     let mut joins = 0;
     loop {
-        if let Some(hold) = core.shelf.hold(std::slice::from_ref(&wanted.chain)) {
+        if let Some(hold) = core.shelf.hold_sound(&wanted.chain) {
             return Ready::shelved(wanted.clone(), &core.shelf, hold).map(Arc::new);
         }
         if let Some(ready) = core.staged(&wanted.chain) {
@@ -91,21 +94,26 @@ pub(crate) async fn layer(
 
 /// Settles layers (lowest first) on each other, makes them durable with one sync, and puts them on
 /// the shelf. Blocks.
-pub(crate) fn shelve(shelf: &Arc<Shelf>, layers: &[Arc<Ready>]) -> Result<Hold, Error> {
+pub(crate) fn shelve(core: &Core, layers: &[Arc<Ready>]) -> Result<Hold, Error> {
+    let shelf = &core.shelf;
     let mut fresh = None;
     for (at, layer) in layers.iter().enumerate() {
         if layer.settle(&layers[..at])? {
             fresh = Some(layer);
         }
     }
+    core.step("settled");
     if let Some(layer) = fresh {
         let root = shelf.path(&layer.wanted.chain);
         rustix::fs::syncfs(&layer.directory).map_err(|e| Error::io("sync", &root, e))?;
+        core.step("synced");
         for layer in layers {
             layer.shelve(shelf)?;
+            core.step("layer shelved");
         }
         shelf.sync()?;
     }
+    core.step("shelved");
     let chains: Vec<ChainId> = layers.iter().map(|l| l.wanted.chain.clone()).collect();
     shelf.hold(&chains).ok_or_else(|| Error::Lost("shelving the layers".into()))
 }
@@ -132,17 +140,22 @@ impl Ready {
         let lowers: Result<Vec<OwnedFd>, _> =
             below.iter().rev().map(|ready| ready.directory.try_clone()).collect();
         let lowers = lowers.map_err(|e| Error::io("open", Path::new("layer"), e))?;
-        let usage = layer::settle::settle(self.directory.as_fd(), &made, lowers)
-            .map_err(|e| self.wanted.bad(e.to_string()))?;
+        layer::settle::settle(self.directory.as_fd(), &made, lowers)
+            .map_err(|e| self.wanted.settle_error(e, staging.path()))?;
+        let taken = inventory::take(self.directory.as_fd(), &made.sums)
+            .and_then(|(text, usage)| Ok((inventory::seal(&text)?, usage)));
+        let (inventory, usage) =
+            taken.map_err(|e| Error::io("take the inventory of", staging.path(), e))?;
         let record = LayerRecord {
             chain: self.wanted.chain.clone(),
             parent: self.wanted.parent.clone(),
             diff_id: self.wanted.diff_id.clone(),
             bytes: usage.bytes,
             inodes: usage.inodes,
+            inventory: Some(Digest::of(&inventory)),
             unknown: serde_json::Map::new(),
         };
-        staging.describe(&record)?;
+        staging.describe(&record, &inventory)?;
         *phase = Phase::Settled { staging, record };
         Ok(true)
     }
@@ -174,6 +187,15 @@ impl Wanted {
         Error::BadLayer { reference: self.of.clone(), layer: self.name(), reason }
     }
 
+    fn settle_error(&self, error: SettleError, directory: &Path) -> Error {
+        match error {
+            SettleError::Io { source, .. } if is_full(&source) => {
+                Error::io("settle a layer in", directory, source)
+            }
+            error => self.bad(error.to_string()),
+        }
+    }
+
     fn unpack_error(&self, error: UnpackError, directory: &Path) -> Error {
         match error {
             UnpackError::Digest { .. } | UnpackError::Size { .. } | UnpackError::DiffId { .. } => {
@@ -200,6 +222,7 @@ impl Wanted {
 async fn make(core: Arc<Core>, wanted: Wanted, source: Source) -> Result<Arc<Ready>, Error> {
     // The semaphore is never closed.
     let _permit = core.permits.acquire().await;
+    core.step("layer begun");
     let (staging, made) = match (&source, &wanted.blob) {
         (Source::File(path), _) => from_file(&core, &wanted, path).await?,
         (Source::Registry(session), Some((digest, size))) => {
@@ -217,6 +240,7 @@ async fn make(core: Arc<Core>, wanted: Wanted, source: Source) -> Result<Arc<Rea
     let phase = Mutex::new(Phase::Unpacked { staging, made });
     let ready = Arc::new(Ready { wanted, directory, phase });
     core.announce(&chain, &ready);
+    core.step("unpacked");
     Ok(ready)
 }
 
@@ -227,104 +251,108 @@ async fn from_file(
 ) -> Result<(Staging, Made), Error> {
     let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
     let stop = Stop::default();
-    let unpacking = unpack(core, wanted, Box::new(file), (Arc::clone(&stop.0), || {}))?;
+    let unpacking = unpack(core, wanted, Box::new(file), (Arc::clone(&stop.flag), || {}))?;
     landed(unpacking.await, wanted)
 }
 
 async fn from_registry(
     core: &Arc<Core>,
     wanted: &Wanted,
-    session: &Session,
+    session: &Arc<Session>,
     (digest, size): (&Digest, u64),
 ) -> Result<(Staging, Made), Error> {
-    let path = core.layout.ingest().join(digest.hex());
-    // The same blob may stand at two places of a stack (empty layers do); its file has one writer.
-    let turn = core.turns.of(digest);
-    let _turn = turn.lock().await;
+    let (mut spoiled, mut joins) = (false, 0);
     loop {
-        let blob = Blob::open(&path).map_err(|e| Error::io("open", &path, e))?;
-        let arriving = Arriving { blob, keep: false };
-        let continued = arriving.blob.bytes();
-        if continued > size {
-            continue; // dropped, it is removed
-        }
-        let stop = Stop::default();
-        let follower = Box::new(arriving.blob.follow());
-        let interrupt = {
-            let blob = Arc::clone(&arriving.blob);
-            move || blob.abort()
-        };
-        let unpacking = unpack(core, wanted, follower, (Arc::clone(&stop.0), interrupt))?;
-        let outcome = both(core, session, (digest, size), (arriving, unpacking)).await;
-        match landed_or(outcome, wanted) {
-            // What an earlier, broken pull left may itself be the fault.
-            Err(Error::Verification { .. } | Error::BadLayer { .. }) if continued > 0 => {
-                layout::remove_file(&path)?;
+        let ticket = arrivals::join(core, session, (digest, size))?;
+        match along(core, wanted, &ticket.arrival).await {
+            // What an earlier, broken pull left may itself be the fault; so may what another began.
+            Err(Error::Verification { .. } | Error::BadLayer { .. })
+                if !spoiled && (ticket.arrival.continued || !ticket.own) =>
+            {
+                spoiled = true;
+                ticket.spoil();
             }
-            result => return result,
+            // The one who began it had other credentials, or was cancelled.
+            Err(_) if !ticket.own && joins < JOINS_MAX => joins += 1,
+            Ok(made) => {
+                if core.config.keep_blobs {
+                    keep(&core.layout.blob(digest), ticket.arrival.blob.path())?;
+                }
+                return Ok(made);
+            }
+            Err(e) => return Err(e),
         }
     }
 }
 
-type Unpacking = tokio::task::JoinHandle<Result<(Staging, Made), Error>>;
-type Unpacked = Result<Result<(Staging, Made), Error>, tokio::task::JoinError>;
-
-/// Downloads and unpacks side by side until both are done or one fails.
-async fn both(
+/// Unpacks a blob while it arrives.
+async fn along(
     core: &Arc<Core>,
-    session: &Session,
-    (digest, size): (&Digest, u64),
-    (mut arriving, mut unpacking): (Arriving, Unpacking),
-) -> Result<Unpacked, Error> {
-    let blob = Arc::clone(&arriving.blob);
-    let downloading = crate::pull::download::download(&core.config, session, (digest, size), &blob);
+    wanted: &Wanted,
+    arrival: &Arrival,
+) -> Result<(Staging, Made), Error> {
+    let reader = Reader { stop: Arc::default(), blob: Arc::clone(&arrival.blob) };
+    let follower = Box::new(arrival.blob.follow(Arc::clone(&reader.stop)));
+    let interrupt = {
+        let reader = reader.clone();
+        move || reader.stop()
+    };
+    let stop = Stop { flag: Arc::default(), reader: Some(reader) };
+    let mut unpacking = unpack(core, wanted, follower, (Arc::clone(&stop.flag), interrupt))?;
     tokio::select! {
-        // The writer can only end first by failing.
-        unpacked = &mut unpacking => return Ok(unpacked),
-        downloaded = downloading => match downloaded {
-            Ok(()) => blob.complete(),
-            Err(error) => {
-                arriving.keep = error.kind() == crate::ErrorKind::RegistryUnavailable
-                    && blob.bytes() >= KEEP_PARTIAL_MIN;
-                blob.abort();
+        unpacked = &mut unpacking => {
+            // A failed download ends the reading too; it knows why.
+            if arrival.blob.is_aborted() {
+                arrival.landed().await?;
+            }
+            return landed(unpacked, wanted);
+        }
+        downloaded = arrival.landed() => {
+            if let Err(error) = downloaded {
+                drop(stop);
                 let _ = unpacking.await; // its error is only the echo of this one
                 return Err(error);
             }
-        },
-    }
-    let unpacked = unpacking.await;
-    if core.config.keep_blobs && matches!(unpacked, Ok(Ok(_))) {
-        let kept = core.layout.blob(digest);
-        std::fs::rename(blob.path(), &kept).map_err(|e| Error::io("rename to", &kept, e))?;
-    }
-    Ok(unpacked)
-}
-
-/// A partial download smaller than this is quicker fetched again than kept.
-const KEEP_PARTIAL_MIN: u64 = 4 << 20;
-
-/// A download under way; dropped, whoever reads along is woken and the file removed.
-struct Arriving {
-    blob: Arc<Blob>,
-    keep: bool,
-}
-
-impl Drop for Arriving {
-    fn drop(&mut self) {
-        self.blob.abort();
-        if !self.keep {
-            self.blob.remove();
         }
     }
+    landed(unpacking.await, wanted)
 }
 
-/// Tells the writer to stop when the operation that wants the layer is dropped.
+/// Moves a whole blob to where it is kept; another layer of the same blob may have done it.
+fn keep(kept: &Path, arrived: &Path) -> Result<(), Error> {
+    match std::fs::rename(arrived, kept) {
+        Err(_) if kept.is_file() => Ok(()),
+        moved => moved.map_err(|e| Error::io("rename to", kept, e)),
+    }
+}
+
+/// Tells the writer and its reader to stop when the operation that wants the layer is dropped.
 #[derive(Default)]
-struct Stop(Arc<AtomicBool>);
+struct Stop {
+    flag: Arc<AtomicBool>,
+    reader: Option<Reader>,
+}
+
+/// One follower of a blob, which may be waiting.
+#[derive(Clone)]
+struct Reader {
+    stop: Arc<AtomicBool>,
+    blob: Arc<Blob>,
+}
+
+impl Reader {
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.blob.wake();
+    }
+}
 
 impl Drop for Stop {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.flag.store(true, Ordering::Relaxed);
+        if let Some(reader) = &self.reader {
+            reader.stop();
+        }
     }
 }
 
@@ -344,6 +372,7 @@ fn unpack(
             source,
             interrupt: &interrupt,
             blob: wanted.blob.clone(),
+            title: wanted.title.as_deref(),
             diff_id: &wanted.diff_id,
             directory,
             limits: &core.config.limits,
@@ -354,31 +383,11 @@ fn unpack(
     }))
 }
 
-fn landed_or(outcome: Result<Unpacked, Error>, wanted: &Wanted) -> Result<(Staging, Made), Error> {
-    landed(outcome?, wanted)
-}
+type Unpacking = tokio::task::JoinHandle<Result<(Staging, Made), Error>>;
+type Unpacked = Result<Result<(Staging, Made), Error>, tokio::task::JoinError>;
 
 fn landed(unpacked: Unpacked, wanted: &Wanted) -> Result<(Staging, Made), Error> {
     unpacked.map_err(|_| Error::Lost(format!("unpacking layer {}", wanted.name())))?
-}
-
-/// One lock per blob that is being downloaded.
-#[derive(Default)]
-pub(crate) struct Turns {
-    locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
-}
-
-impl Turns {
-    fn of(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        locks.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = locks.get(digest).and_then(Weak::upgrade) {
-            return lock;
-        }
-        let lock = Arc::default();
-        locks.insert(digest.clone(), Arc::downgrade(&lock));
-        lock
-    }
 }
 
 /// Layers that are whole but not yet on the shelf, for pulls that come a moment later.

@@ -74,6 +74,13 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         }
     }
 
+    /// Cancels every operation under way.
+    pub(crate) fn cancel(&self) {
+        for flight in lock(&self.table).values() {
+            flight.cancel.cancel();
+        }
+    }
+
     fn launch<F>(&self, key: &str, operation: F) -> Flight<T>
     where
         F: Future<Output = T> + Send + 'static,

@@ -179,6 +179,24 @@ impl Document {
     }
 }
 
+/// What a manifest or index says it is; those that leave it out are OCI's.
+pub(crate) fn media_type_of(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Head {
+        #[serde(default)]
+        media_type: String,
+        #[serde(default)]
+        manifests: Option<serde::de::IgnoredAny>,
+    }
+    let head: Head = json(bytes).ok()?;
+    Some(match (head.media_type.as_str(), head.manifests) {
+        ("", Some(_)) => "application/vnd.oci.image.index.v1+json".into(),
+        ("", None) => "application/vnd.oci.image.manifest.v1+json".into(),
+        (told, _) => told.to_owned(),
+    })
+}
+
 fn index(bytes: &[u8]) -> Result<Document, ManifestError> {
     #[derive(Deserialize)]
     struct Index {
@@ -232,6 +250,17 @@ fn offered(offers: &[Descriptor]) -> String {
 }
 
 impl Manifest {
+    /// Something else than an image for containers: its blobs are files by their titles.
+    pub(crate) fn is_artifact(&self) -> bool {
+        /// Registries that leave the type out have images.
+        const IMAGES: [&str; 3] = [
+            "",
+            "application/vnd.oci.image.config.v1+json",
+            "application/vnd.docker.container.image.v1+json",
+        ];
+        !IMAGES.contains(&self.config.media_type.as_str())
+    }
+
     /// Checks that every layer is an archive and that the configuration tells of as many.
     pub(crate) fn check(&self, config: &ImageConfig) -> Result<(), ManifestError> {
         for layer in &self.layers {
@@ -316,6 +345,14 @@ struct RawConfig {
     exposed_ports: BTreeMap<String, serde::de::IgnoredAny>,
     #[serde(default, deserialize_with = "or_default")]
     labels: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// What a blob of an artifact is called.
+    pub(crate) fn title(&self) -> String {
+        let title = self.annotations.get("org.opencontainers.image.title");
+        title.cloned().unwrap_or_else(|| self.digest.hex().to_owned())
+    }
 }
 
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(

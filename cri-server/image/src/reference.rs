@@ -84,6 +84,15 @@ impl Reference {
         Ok(Reference { domain, path, tag, digest })
     }
 
+    /// A name without a registry in it, and what follows the name (`:tag`, `@digest`).
+    pub(crate) fn short(text: &str) -> Option<(&str, &str)> {
+        let end = text.find('@').unwrap_or(text.len());
+        let name_at = text[..end].rfind('/').map_or(0, |slash| slash + 1);
+        let colon = text[name_at..end].find(':').map(|colon| name_at + colon);
+        let (name, rest) = text.split_at(colon.unwrap_or(end));
+        (!name.is_empty() && !is_bare_host(name) && host(name).is_none()).then_some((name, rest))
+    }
+
     /// The registry's name as it stands in the reference, for example `docker.io` or `localhost:5000`.
     pub fn domain(&self) -> &str {
         &self.domain
@@ -144,13 +153,16 @@ impl fmt::Display for Reference {
 }
 
 /// A first component is a host when it cannot be part of a short name.
-fn split_domain(name: &str) -> (String, String) {
-    let host = name.split_once('/').filter(|(first, _)| {
+fn host(name: &str) -> Option<(&str, &str)> {
+    name.split_once('/').filter(|(first, _)| {
         first.contains(['.', ':'])
             || *first == "localhost"
             || first.bytes().any(|b| b.is_ascii_uppercase())
-    });
-    let (domain, path) = host.unwrap_or((DEFAULT_DOMAIN, name));
+    })
+}
+
+fn split_domain(name: &str) -> (String, String) {
+    let (domain, path) = host(name).unwrap_or((DEFAULT_DOMAIN, name));
     let domain = if domain == LEGACY_DEFAULT_DOMAIN { DEFAULT_DOMAIN } else { domain };
     let official = domain == DEFAULT_DOMAIN && !path.contains('/');
     let path = if official { format!("{OFFICIAL_PREFIX}{path}") } else { path.to_owned() };

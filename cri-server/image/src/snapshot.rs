@@ -1,17 +1,18 @@
 //! The writable side of a container: its own `upper` and `work` over the layers of its image, and
 //! the link on disk that keeps those layers as long as the container is there.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use crate::digest::ImageId;
+use crate::digest::{ChainId, ImageId};
 use crate::error::Error;
 use crate::service::Core;
 use crate::store::layout;
-use crate::store::shelf::Kept;
+use crate::store::shelf::{Hold, Kept};
 
 /// What an overlay mount of a container is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,51 +21,90 @@ pub struct Snapshot {
     pub lowers: Vec<PathBuf>,
     pub upper: PathBuf,
     pub work: PathBuf,
+    /// Whether the overlay may leave out every sync: what a container wrote is never read again
+    /// after a power loss, because the container is not started again.
+    pub volatile: bool,
 }
 
 /// The link's name: it points to the topmost layer. A link is made in one step, so it cannot be
 /// half written, and it needs no sync: after a power loss the container is gone too.
 pub(crate) const PIN: &str = "lower";
-/// What an image without any layer is mounted from.
-const EMPTY: &str = "empty";
+/// In front of the hex of the topmost layer of an image that a container has as a volume.
+pub(crate) const PIN_VOLUME: &str = "volume-";
 /// Longer ids do not fit a file name.
 const ID_MAX: usize = 255;
 
 pub(crate) fn prepare(core: &Core, id: &str, image: &ImageId) -> Result<Snapshot, Error> {
     let directory = directory(core, id)?;
-    let snapshot = core.catalog.snapshot();
-    let known = snapshot.by_id(image).ok_or_else(|| Error::NoSuchImage(image.to_string()))?;
-    let hold = core
-        .shelf
-        .hold(&known.image.layers)
-        .ok_or_else(|| Error::NoSuchImage(image.to_string()))?;
-    let mut lowers: Vec<PathBuf> =
-        known.image.layers.iter().rev().map(|chain| core.shelf.path(chain)).collect();
-    if lowers.is_empty() {
-        let empty = core.layout.root.join(EMPTY);
-        make(&empty)?;
-        lowers.push(empty);
-    }
-    let result = Snapshot { upper: directory.join("upper"), work: directory.join("work"), lowers };
+    let (hold, lowers) = held(core, image)?;
+    let result = snapshot(&directory, lowers);
     make(&directory)?;
-    pin(&directory, &result.lowers[0])?;
+    pin(&directory.join(PIN), &result.lowers[0])?;
+    // A volatile overlay that ended without its process leaves a mark there, and refuses to go on.
+    layout::remove_tree(&result.work)?;
     make(&result.work)?;
     make(&result.upper)?;
     // The root of the mount shows the attributes of `upper`.
     like(&result.upper, &result.lowers[0])?;
-    let old =
-        core.pins.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), hold.keep());
-    drop(old.map(Kept::regain)); // the same layers, held twice for a moment
+    keep(core, id, PIN.to_owned(), hold);
     Ok(result)
+}
+
+/// Keeps the layers of an image that a prepared container has as a volume; answers them top first.
+pub(crate) fn pin_volume(core: &Core, id: &str, image: &ImageId) -> Result<Vec<PathBuf>, Error> {
+    let directory = directory(core, id)?;
+    let (hold, lowers) = held(core, image)?;
+    let top = lowers[0].file_name().unwrap_or_default().to_string_lossy();
+    let name = format!("{PIN_VOLUME}{top}");
+    pin(&directory.join(&name), &lowers[0])?;
+    keep(core, id, name, hold);
+    Ok(lowers)
+}
+
+/// What [`prepare`] made for a container.
+pub(crate) fn find(core: &Core, id: &str) -> Result<Snapshot, Error> {
+    let directory = directory(core, id)?;
+    let pins = core.pins.lock().unwrap_or_else(PoisonError::into_inner);
+    let kept = pins.get(id).and_then(|pins| pins.get(PIN));
+    let kept = kept.ok_or_else(|| Error::NotPrepared(id.to_owned()))?;
+    let lowers = lowers(core, kept.chains());
+    drop(pins);
+    Ok(snapshot(&directory, if lowers.is_empty() { vec![core.layout.empty()] } else { lowers }))
 }
 
 pub(crate) fn discard(core: &Core, id: &str) -> Result<(), Error> {
     let directory = directory(core, id)?;
     layout::remove_tree(&directory)?;
-    match core.unpin(id) {
-        Some(hold) => hold.release(),
-        None => Ok(()),
-    }
+    let pins = core.pins.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    // Every hold is released, also when one of them fails.
+    let released: Vec<Result<(), Error>> =
+        pins.into_iter().flat_map(HashMap::into_values).map(|k| k.regain().release()).collect();
+    released.into_iter().collect()
+}
+
+fn snapshot(directory: &Path, lowers: Vec<PathBuf>) -> Snapshot {
+    let (upper, work) = (directory.join("upper"), directory.join("work"));
+    Snapshot { lowers, upper, work, volatile: true }
+}
+
+/// Holds the layers of an image; never no directory at all.
+fn held(core: &Core, image: &ImageId) -> Result<(Hold, Vec<PathBuf>), Error> {
+    let known = core.catalog.snapshot().by_id(image).cloned();
+    let gone = || Error::NoSuchImage(image.to_string());
+    let hold = core.shelf.hold(&known.ok_or_else(gone)?.image.layers).ok_or_else(gone)?;
+    let lowers = lowers(core, hold.chains());
+    Ok((hold, if lowers.is_empty() { vec![core.layout.empty()] } else { lowers }))
+}
+
+fn lowers(core: &Core, chains: &[ChainId]) -> Vec<PathBuf> {
+    chains.iter().rev().map(|chain| core.shelf.path(chain)).collect()
+}
+
+fn keep(core: &Core, id: &str, name: String, hold: Hold) {
+    let mut pins = core.pins.lock().unwrap_or_else(PoisonError::into_inner);
+    let old = pins.entry(id.to_owned()).or_default().insert(name, hold.keep());
+    drop(pins);
+    drop(old.map(Kept::regain)); // the same layers, held twice for a moment
 }
 
 fn directory(core: &Core, id: &str) -> Result<PathBuf, Error> {
@@ -90,14 +130,13 @@ fn make(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn pin(directory: &Path, top: &Path) -> Result<(), Error> {
-    let link = directory.join(PIN);
-    match std::os::unix::fs::symlink(top, &link) {
+fn pin(link: &Path, top: &Path) -> Result<(), Error> {
+    match std::os::unix::fs::symlink(top, link) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            let same = fs::read_link(&link).is_ok_and(|old| old == top);
-            if same { Ok(()) } else { Err(Error::io("link the layers at", &link, e)) }
+            let same = fs::read_link(link).is_ok_and(|old| old == top);
+            if same { Ok(()) } else { Err(Error::io("link the layers at", link, e)) }
         }
-        made => made.map_err(|e| Error::io("link the layers at", &link, e)),
+        made => made.map_err(|e| Error::io("link the layers at", link, e)),
     }
 }
 

@@ -11,8 +11,8 @@ use futures::Stream;
 use hyper_util::rt::TokioIo;
 use proto::{
     admin::v1::{
-        Event, ImportImagesRequest, ImportedImage, SetLogLevelRequest, WatchEventsRequest,
-        admin_client::AdminClient,
+        self as admin, Event, ImportImagesRequest, ImportedImage, SetLogLevelRequest,
+        WatchEventsRequest, admin_client::AdminClient,
     },
     cri::v1::{self as cri, image_service_client as image, runtime_service_client as runtime},
 };
@@ -274,6 +274,57 @@ impl Client {
         answer("RemoveImage", &format!("image {name}"), call).await.map(drop)
     }
 
+    /// Asks every endpoint that a pull would ask.
+    pub(crate) async fn explain_image(
+        &self,
+        name: &str,
+        auth: Option<cri::AuthConfig>,
+    ) -> Result<admin::ExplainImageResponse, Error> {
+        let auth = auth.unwrap_or_default();
+        let message = admin::ExplainImageRequest {
+            image: name.to_owned(),
+            username: auth.username,
+            password: auth.password,
+        };
+        let mut service = self.admin.clone();
+        let call = service.explain_image(within(CALL_DEADLINE, message));
+        answer("ExplainImage", &format!("image {name}"), call).await
+    }
+
+    /// No deadline: reading an image takes as long as it is large.
+    pub(crate) async fn verify_image(&self, name: &str) -> Result<Vec<admin::DamagedLayer>, Error> {
+        let mut service = self.admin.clone();
+        let call = service.verify_image(admin::VerifyImageRequest { image: name.to_owned() });
+        Ok(answer("VerifyImage", &format!("image {name}"), call).await?.damaged)
+    }
+
+    /// Answers the image's id.
+    pub(crate) async fn pin_image(&self, name: &str, pinned: bool) -> Result<String, Error> {
+        let message = admin::PinImageRequest { image: name.to_owned(), pinned };
+        let mut service = self.admin.clone();
+        let call = service.pin_image(within(CALL_DEADLINE, message));
+        Ok(answer("PinImage", &format!("image {name}"), call).await?.id)
+    }
+
+    pub(crate) async fn export_images(
+        &self,
+        object: &str,
+        images: Vec<String>,
+    ) -> Result<Streaming<admin::ExportImagesResponse>, Error> {
+        let mut service = self.admin.clone();
+        let call = service.export_images(admin::ExportImagesRequest { images });
+        answer("ExportImages", object, call).await
+    }
+
+    pub(crate) async fn watch_pulls(
+        &self,
+        name: &str,
+    ) -> Result<Streaming<admin::WatchPullsResponse>, Error> {
+        let mut service = self.admin.clone();
+        let call = service.watch_pulls(admin::WatchPullsRequest { image: name.to_owned() });
+        answer("WatchPulls", &format!("image {name}"), call).await
+    }
+
     /// Sends an archive; no deadline, as with a pull.
     pub(crate) async fn import_images(
         &self,
@@ -296,6 +347,16 @@ impl Client {
         answer("SetLogLevel", filter, service.set_log_level(request)).await?;
         Ok(())
     }
+}
+
+/// The next message of a stream; `None`: it ended well.
+pub(crate) async fn next<T>(
+    call: &'static str,
+    object: &str,
+    stream: &mut Streaming<T>,
+) -> Result<Option<T>, Error> {
+    let next = stream.message().await;
+    next.map_err(|status| Error::Call { call, object: object.to_owned(), status: Box::new(status) })
 }
 
 async fn answer<T>(

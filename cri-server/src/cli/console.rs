@@ -55,12 +55,21 @@ impl Progress {
     }
 
     pub(crate) fn update(&mut self, bytes: u64) {
+        self.print(|progress| progress_line(&progress.what, bytes, progress.total_bytes));
+    }
+
+    /// For what is more than a number of bytes.
+    pub(crate) fn say(&mut self, state: impl Display) {
+        self.print(|progress| format!("{}: {state}", progress.what));
+    }
+
+    fn print(&mut self, line: impl FnOnce(&Self) -> String) {
         let interval = if self.terminal { TERMINAL_INTERVAL } else { PLAIN_INTERVAL };
         if self.printed.elapsed() < interval {
             return;
         }
         self.printed = Instant::now();
-        let line = progress_line(&self.what, bytes, self.total_bytes);
+        let line = line(self);
         if self.terminal {
             let _ = write!(io::stderr().lock(), "\r\x1b[K{line}");
         } else {

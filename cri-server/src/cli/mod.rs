@@ -7,6 +7,7 @@ mod client;
 mod console;
 mod events;
 mod exec;
+mod explain;
 mod find;
 mod images;
 mod input;
@@ -27,8 +28,10 @@ const EX_USAGE: u8 = 64;
 pub(crate) enum Command {
     /// Run a Kubernetes Pod manifest: pull, start, follow its logs, clean up
     Run(run::Args),
-    /// List, pull, import and remove images
+    /// List, pull, import, export, pin, verify and remove images
     Images(images::Args),
+    /// Say where an image would come from, and try every place
+    Explain(explain::Args),
     /// Show pods and their containers
     Ps(ps::Args),
     /// Run a command in a container and print what it says
@@ -55,6 +58,8 @@ enum Cause {
     #[error(transparent)]
     Images(#[from] images::Error),
     #[error(transparent)]
+    Login(#[from] images::LoginError),
+    #[error(transparent)]
     Find(#[from] find::Error),
     #[error(transparent)]
     Teardown(#[from] teardown::Leftovers),
@@ -71,6 +76,7 @@ impl Error {
             Cause::Client(error) => error.is_usage(),
             Cause::Run(error) => error.is_usage(),
             Cause::Images(error) => error.is_usage(),
+            Cause::Login(error) => error.is_usage(),
             Cause::Find(_) | Cause::Teardown(_) | Cause::Signals(_) | Cause::Output(_) => false,
         };
         if usage { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE }
@@ -81,6 +87,7 @@ impl Error {
 pub(crate) async fn execute(command: Command) -> Result<ExitCode, Error> {
     let done = match command {
         Command::Run(args) => run::run(&args).await.map_err(Cause::from),
+        Command::Explain(args) => explain::explain(&args).await,
         Command::Images(args) => images::images(args).await.map_err(Cause::from),
         Command::Ps(args) => ps::ps(&args).await,
         Command::Exec(args) => exec::exec(args).await,

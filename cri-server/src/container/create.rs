@@ -222,7 +222,7 @@ async fn bring_up(
             lowers: snapshot.lowers,
             upper: Some(snapshot.upper),
             work: Some(snapshot.work),
-            volatile: false,
+            volatile: snapshot.volatile,
         },
         log_path: container.log_path.clone(),
         tty: container.spec.tty,

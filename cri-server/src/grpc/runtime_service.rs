@@ -524,10 +524,28 @@ impl Service {
                 user_namespaces_host_network: self.ctx.node.user_namespaces,
             }),
             info: match verbose {
-                true => [("config".to_owned(), info.to_string())].into(),
+                true => [
+                    ("config".to_owned(), info.to_string()),
+                    ("pulls".to_owned(), self.pulls().to_string()),
+                ]
+                .into(),
                 false => [].into(),
             },
         }
+    }
+
+    fn pulls(&self) -> serde_json::Value {
+        let pull = |pull: image::PullProgress| {
+            json!({
+                "reference": pull.reference,
+                "stage": pull.stage.word(),
+                "layers": pull.layers,
+                "layersDone": pull.layers_done,
+                "bytes": pull.bytes,
+                "bytesHere": pull.bytes_here,
+            })
+        };
+        self.ctx.images.pulls().into_iter().map(pull).collect()
     }
 
     fn sandbox_status(

@@ -66,7 +66,7 @@ fn image_code(kind: image::ErrorKind) -> Code {
         ErrorKind::InvalidReference | ErrorKind::BadContent => Code::InvalidArgument,
         ErrorKind::Unauthorized => Code::Unauthenticated,
         // The kubelet reads the first word of the text, and only of errors with this code.
-        ErrorKind::RegistryUnavailable => Code::Unknown,
+        ErrorKind::RegistryUnavailable | ErrorKind::Signature | ErrorKind::Volume => Code::Unknown,
         ErrorKind::Verification | ErrorKind::Unsupported => Code::Unknown,
         ErrorKind::Configuration => Code::FailedPrecondition,
         ErrorKind::DiskFull => Code::ResourceExhausted,

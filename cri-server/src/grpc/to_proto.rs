@@ -5,6 +5,7 @@ pub(super) mod stats;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use proto::admin::v1 as admin;
 use proto::cri::v1 as cri;
 
 use crate::container::spec::{ImageRef, Mount, Propagation, Resources};
@@ -254,5 +255,50 @@ pub(super) fn image(image: &image::Image) -> cri::Image {
         username: if uid.is_some() { String::new() } else { user.to_owned() },
         spec: None,
         pinned: image.pinned,
+    }
+}
+
+/// What a pull of one name would do.
+pub(super) fn explained(name: image::ExplainedName) -> admin::ExplainedName {
+    let endpoint = |endpoint: image::ExplainedEndpoint| {
+        let (found, answer) = match endpoint.answer {
+            Ok(answer) => (true, answer),
+            Err(answer) => (false, answer),
+        };
+        admin::ExplainedEndpoint {
+            url: endpoint.url,
+            named_in: endpoint.named_in.map(|p| p.display().to_string()).unwrap_or_default(),
+            mirror: endpoint.mirror,
+            resolve: endpoint.resolve,
+            pull: endpoint.pull,
+            insecure: endpoint.insecure,
+            login: match endpoint.login {
+                Ok(image::LoginSource::Nobody) => "none".to_owned(),
+                Ok(image::LoginSource::Caller) => "given with the pull".to_owned(),
+                Ok(image::LoginSource::File(path)) => path.display().to_string(),
+                Err(problem) => problem,
+            },
+            found,
+            answer,
+        }
+    };
+    admin::ExplainedName {
+        reference: name.reference,
+        policy: name.policy,
+        endpoints: name.endpoints.into_iter().map(endpoint).collect(),
+    }
+}
+
+/// How far a pull is.
+pub(super) fn progress(pull: &image::PullProgress) -> admin::PullProgress {
+    let began = pull.began.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    admin::PullProgress {
+        reference: pull.reference.clone(),
+        began_at: i64::try_from(began.as_nanos()).unwrap_or(i64::MAX),
+        stage: pull.stage.word().to_owned(),
+        layers: pull.layers,
+        layers_done: pull.layers_done,
+        bytes: pull.bytes,
+        bytes_here: pull.bytes_here,
     }
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use e2e::{Node, archive, image};
+use e2e::registry::Form;
+use e2e::{Node, Options, Registry, RegistryAuth, archive, container, image, pod};
 use rustix::process::{Pid, Signal, kill_process};
 
 #[tokio::test]
@@ -183,5 +184,71 @@ async fn doctor_says_what_this_node_lacks_without_a_daemon() {
     assert!(line("overlayfs").starts_with("ok"), "{text}");
     let apparmor = Path::new("/sys/module/apparmor").exists();
     assert_eq!(line("AppArmor").starts_with("ok"), apparmor, "{text}");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn images_are_explained_exported_pinned_verified_and_listed_with_their_users() {
+    let registry = Registry::start(RegistryAuth::Anonymous);
+    registry.push(&image::busybox(), "app", "v", Form::Oci);
+    let mirrors = vec![("r.example".into(), registry.address.clone())];
+    let node = Node::start_with(Options { mirrors, ..Options::default() }).await;
+    let said = |arguments: &[&str]| {
+        let output = node.verb(arguments);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    };
+
+    let (good, out, _) = said(&["explain", "r.example/app:v"]);
+    assert!(good && out.contains(&registry.address) && out.contains("has it: sha256:"), "{out}");
+    let (good, out, _) = said(&["explain", "r.example/none:v"]);
+    assert!(!good && out.contains("404"), "{out}");
+
+    let (good, id, notes) = said(&["images", "pull", "r.example/app:v"]);
+    assert!(good && notes.contains("pulled r.example/app:v"), "{notes}");
+    let id = id.trim().to_owned();
+    let pod = node.run_pod(pod("web")).await;
+    let container = pod.start(&container("main", &id).shell("sleep 1000")).await;
+    let (_, out, _) = said(&["images", "ls"]);
+    assert!(out.contains("/web/main ("), "{out}");
+
+    assert!(said(&["images", "pin", "r.example/app:v"]).0);
+    let (_, out, _) = said(&["images", "ls", "--json"]);
+    let list: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(list["images"][0]["pinned"], true, "{out}");
+    assert_eq!(list["images"][0]["usedBy"][0]["container"], container.id, "{out}");
+    assert!(said(&["images", "pin", "--undo", "r.example/app:v"]).0);
+
+    let archive = node.scratch().join("app.tar").display().to_string();
+    let (good, _, notes) = said(&["images", "export", "r.example/app:v", "-o", &archive]);
+    assert!(good && notes.contains("keep_blobs"), "a new id is told: {notes}");
+    let layout = node.scratch().join("layout");
+    fs::create_dir(&layout).unwrap();
+    let tar = Command::new("tar").args(["-xf", &archive, "-C"]).arg(&layout).status().unwrap();
+    assert!(tar.success());
+    let (good, from_file, notes) = said(&["images", "import", &archive]);
+    assert!(good, "{notes}");
+    let (good, from_directory, notes) = said(&["images", "import", &layout.display().to_string()]);
+    assert!(good && from_directory == from_file, "{notes}");
+
+    // The import took the name; the old image is there by its id.
+    let (good, out, _) = said(&["images", "verify", &id]);
+    assert!(good && out.contains("good"), "{out}");
+    let layers = node.root_dir().join("layers");
+    let mut find = Command::new("find");
+    let found = find.arg(&layers).args(["-name", "busybox", "-type", "f"]).output().unwrap();
+    let found = String::from_utf8_lossy(&found.stdout).into_owned();
+    for file in found.lines() {
+        let mut bytes = fs::read(file).unwrap();
+        bytes[5000] ^= 1;
+        // Over it: the container runs the old file on.
+        fs::remove_file(file).unwrap();
+        fs::write(file, bytes).unwrap();
+    }
+    let (good, out, notes) = said(&["images", "verify", &id]);
+    assert!(!good && out.contains("busybox: has other content"), "{out}{notes}");
+    assert!(said(&["images", "pull", "r.example/app:v"]).0);
+    let (good, out, _) = said(&["images", "verify", &id]);
+    assert!(good, "{out}");
     node.finish().await;
 }

@@ -33,6 +33,7 @@ mod recovery;
 mod refused;
 mod resources;
 mod sandbox_lifecycle;
+mod sharing;
 mod smoke;
 mod stats;
 mod user_namespaces;

@@ -62,10 +62,21 @@ pub(crate) fn pair(limit: u64, like: &Digest) -> (Inflater, Inflated) {
 impl Inflater {
     /// Inflates `source` to its end. The result tells what the compressed bytes were, also when
     /// they could not be inflated: only the digest says whose fault that is.
-    pub(crate) fn run(self, source: impl Read, like: &Digest) -> io::Result<Compressed> {
+    /// `frame`: the source is a file, this comes before and after it.
+    pub(crate) fn run(
+        self,
+        source: impl Read,
+        like: &Digest,
+        frame: Option<(Vec<u8>, Vec<u8>)>,
+    ) -> io::Result<Compressed> {
         let mut source =
             BufReader::with_capacity(SOURCE_BUFFER, Hashed::new(source, like.hasher()));
-        let outcome = self.inflate(&mut source);
+        let outcome = match frame {
+            None => self.inflate(&mut source),
+            Some((head, tail)) => {
+                self.forward(head.as_slice().chain(&mut source).chain(tail.as_slice()))
+            }
+        };
         if let Err(e) = outcome
             && self.chunks.send(Err(e)).is_err()
         {
@@ -103,6 +114,29 @@ impl Inflater {
             }
         }
     }
+}
+
+/// What makes an archive of a file: its header, and what follows its last byte.
+pub(crate) fn frame(title: &str, size: u64) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    const BLOCK: u64 = 512;
+    let mut head = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(size);
+    let field = &mut header.as_old_mut().name;
+    if title.len() < field.len() {
+        field[..title.len()].copy_from_slice(title.as_bytes());
+    } else {
+        head.append_pax_extensions([("path", title.as_bytes())])?;
+    }
+    header.set_cksum();
+    head.append(&header, io::empty())?;
+    let padding = usize::try_from(size.next_multiple_of(BLOCK) - size).unwrap_or(0);
+    Ok((head.get_ref().clone(), vec![0; padding + 2 * 512]))
 }
 
 /// The uncompressed bytes of a gzip, zstd or plain stream; its first bytes tell which.

@@ -2,7 +2,9 @@
 
 pub(crate) mod archive;
 mod inflate;
+pub(crate) mod inventory;
 pub(crate) mod merged;
+pub(crate) mod pack;
 mod pax;
 pub(crate) mod settle;
 pub(crate) mod tree;

@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::merged::{Found, Merged, open_directory};
-use super::write::{Made, Usage, is_for_layers, open_in_root};
+use super::write::{Made, is_for_layers, open_in_root};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettleError {
@@ -27,14 +27,14 @@ pub(crate) enum SettleError {
 /// The kernel's bound on the list of attribute names of one file.
 const XATTR_LIST_MAX: usize = 64 << 10;
 
-/// Completes the layer in `layer` that stands on `lowers` (top first); returns its final usage.
+/// Completes the layer in `layer` that stands on `lowers` (top first).
 pub(crate) fn settle(
     layer: BorrowedFd<'_>,
     made: &Made,
     lowers: Vec<OwnedFd>,
-) -> Result<Usage, SettleError> {
+) -> Result<(), SettleError> {
     let below = Merged::new(lowers);
-    let mut settling = Settling { layer, below: &below, usage: made.usage };
+    let settling = Settling { layer, below: &below };
     for (name, target) in &made.links {
         settling.link(name, target)?;
     }
@@ -43,17 +43,16 @@ pub(crate) fn settle(
     for path in &made.implicit {
         settling.directory(path)?;
     }
-    Ok(settling.usage)
+    Ok(())
 }
 
 struct Settling<'a> {
     layer: BorrowedFd<'a>,
     below: &'a Merged,
-    usage: Usage,
 }
 
 impl Settling<'_> {
-    fn link(&mut self, name: &Path, target: &Path) -> Result<(), SettleError> {
+    fn link(&self, name: &Path, target: &Path) -> Result<(), SettleError> {
         let none = || SettleError::NoTarget { name: name.to_owned(), target: target.to_owned() };
         let fault = Fault { name };
         let (target_parent, target_base) = split(target).ok_or_else(none)?;
@@ -77,7 +76,7 @@ impl Settling<'_> {
         }
     }
 
-    fn copy_up(&mut self, target: &Path, to: &OwnedFd, base: &OsStr) -> Result<(), SettleError> {
+    fn copy_up(&self, target: &Path, to: &OwnedFd, base: &OsStr) -> Result<(), SettleError> {
         let fault = Fault { name: target };
         let found = self.below.resolve(target.as_os_str().as_bytes()).map_err(fault.of("find"))?;
         let (parent, name, stat) = match found {
@@ -99,15 +98,12 @@ impl Settling<'_> {
             .map_err(fault.of("create"))?;
         let mut source = std::fs::File::from(source);
         let mut copy = std::fs::File::from(copy);
-        let bytes = io::copy(&mut source, &mut copy).map_err(fault.of("copy"))?;
-        dress(source.as_fd(), copy.as_fd(), &stat).map_err(fault.of("set the attributes of"))?;
-        self.usage.inodes += 1;
-        self.usage.bytes += bytes.next_multiple_of(4096);
-        Ok(())
+        io::copy(&mut source, &mut copy).map_err(fault.of("copy"))?;
+        dress(source.as_fd(), copy.as_fd(), &stat).map_err(fault.of("set the attributes of"))
     }
 
     /// Opens a directory of this layer, made like the one below where it is missing.
-    fn parents(&mut self, path: &Path) -> io::Result<OwnedFd> {
+    fn parents(&self, path: &Path) -> io::Result<OwnedFd> {
         match open_in_root(self.layer, path.as_os_str().as_bytes()) {
             Err(Errno::NOENT) => {}
             opened => return Ok(opened?),
@@ -118,8 +114,6 @@ impl Settling<'_> {
             done.push(part);
             match rustix::fs::mkdirat(&here, part, Mode::from_raw_mode(0o755)) {
                 Ok(()) => {
-                    self.usage.inodes += 1;
-                    self.usage.bytes += 4096;
                     self.like_below(&done, open_directory(here.as_fd(), part.as_bytes())?)?;
                 }
                 Err(Errno::EXIST) => {}
@@ -130,7 +124,7 @@ impl Settling<'_> {
         Ok(here)
     }
 
-    fn directory(&mut self, path: &Path) -> Result<(), SettleError> {
+    fn directory(&self, path: &Path) -> Result<(), SettleError> {
         match open_in_root(self.layer, path.as_os_str().as_bytes()) {
             Ok(directory) => {
                 self.like_below(path, directory).map_err(Fault { name: path }.of("dress"))

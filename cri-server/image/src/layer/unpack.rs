@@ -19,6 +19,8 @@ pub(crate) struct Job<'a> {
     pub(crate) interrupt: &'a (dyn Fn() + Sync),
     /// What the manifest says about `source`; an archive made by `docker save` says nothing.
     pub(crate) blob: Option<(Digest, u64)>,
+    /// The source is no archive but one file of this name, whose size `blob` tells.
+    pub(crate) title: Option<&'a str>,
     /// What the image configuration says about the uncompressed bytes.
     pub(crate) diff_id: &'a Digest,
     /// The empty directory to fill.
@@ -48,13 +50,16 @@ pub(crate) enum UnpackError {
 /// Unpacks one layer and checks every promise made about it. On an error the directory holds
 /// whatever was written so far; the caller throws it away.
 pub(crate) fn unpack(job: Job<'_>) -> Result<Made, UnpackError> {
-    let Job { source, interrupt, blob, diff_id, directory, limits, cancel } = job;
+    let Job { source, interrupt, blob, title, diff_id, directory, limits, cancel } = job;
     let (inflater, mut inflated) = inflate::pair(limits.layer_bytes, diff_id);
+    let frame = title.zip(blob.as_ref()).map(|(title, (_, size))| inflate::frame(title, *size));
+    let frame = frame.transpose().map_err(UnpackError::Stream)?;
+    let is_file = frame.is_some();
     let like = blob.as_ref().map_or(diff_id, |(digest, _)| digest);
     let (written, compressed) = std::thread::scope(|scope| {
         let inflating = std::thread::Builder::new()
             .name("layer-inflate".into())
-            .spawn_scoped(scope, move || inflater.run(source, like))
+            .spawn_scoped(scope, move || inflater.run(source, like, frame))
             .map_err(UnpackError::Stream)?;
         let written = write(&mut inflated, directory, (limits, cancel)).and_then(|made| {
             let (found, _) = inflated.finish().map_err(stream_error)?;
@@ -80,7 +85,8 @@ pub(crate) fn unpack(job: Job<'_>) -> Result<Made, UnpackError> {
     }
     let (made, found) = written?;
     compressed.map_err(UnpackError::Stream)?;
-    if found != *diff_id {
+    // Nobody promised anything about the frame; the blob's digest is right.
+    if !is_file && found != *diff_id {
         return Err(UnpackError::DiffId { found, promised: diff_id.clone() });
     }
     Ok(made)

@@ -14,8 +14,10 @@ use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
+use sha2::Digest as _;
 
 use super::archive::{Archive, ArchiveError, Entry, Kind};
+use super::inventory::Sums;
 use super::merged::{OPAQUE, is_whiteout};
 use super::tree;
 use crate::config::Limits;
@@ -23,7 +25,7 @@ use crate::config::Limits;
 /// What a layer directory needs before it can stand on the layers below, and what it takes.
 #[derive(Debug, Default)]
 pub(crate) struct Made {
-    pub(crate) usage: Usage,
+    pub(crate) sums: Sums,
     /// Directories made only because something lies in them: they get the lower layer's attributes.
     pub(crate) implicit: Vec<PathBuf>,
     /// Hard links (name, target) whose target is not in this layer.
@@ -66,10 +68,10 @@ pub(crate) struct Writer<'a> {
     /// Times to set when nothing is added any more, by inode.
     times: HashMap<u64, (PathBuf, Timestamps)>,
     links: Vec<(PathBuf, PathBuf)>,
-    usage: Usage,
+    /// Of files as they were written; sparse ones are read again.
+    sums: Sums,
     entries: u64,
     logical: u64,
-    block: u64,
 }
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -89,7 +91,6 @@ impl<'a> Writer<'a> {
         limits: &'a Limits,
         cancel: &'a AtomicBool,
     ) -> io::Result<Writer<'a>> {
-        let block = rustix::fs::fstatvfs(&root)?.f_bsize.max(512);
         let implicit = HashMap::from([(rustix::fs::fstat(&root)?.st_ino, PathBuf::new())]);
         Ok(Writer {
             root,
@@ -99,10 +100,9 @@ impl<'a> Writer<'a> {
             implicit,
             times: HashMap::new(),
             links: Vec::new(),
-            usage: Usage { bytes: block, inodes: 1 },
+            sums: Sums::new(),
             entries: 0,
             logical: 0,
-            block,
         })
     }
 
@@ -136,7 +136,7 @@ impl<'a> Writer<'a> {
         }
         let mut implicit: Vec<PathBuf> = self.implicit.into_values().collect();
         implicit.sort();
-        Ok(Made { usage: self.usage, implicit, links: self.links })
+        Ok(Made { sums: self.sums, implicit, links: self.links })
     }
 
     fn check_cancel(&self) -> Result<(), WriteError> {
@@ -216,10 +216,7 @@ impl<'a> Writer<'a> {
         let made =
             rustix::fs::mknodat(directory, target, FileType::CharacterDevice, Mode::empty(), 0);
         match made {
-            Ok(()) => {
-                self.usage.inodes += 1;
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             // What this layer itself has at that name stays; only what is below is hidden.
             Err(Errno::EXIST) => match super::merged::open_directory(directory.as_fd(), hidden) {
                 Ok(same) => set_opaque(&same, &entry.name),
@@ -238,23 +235,18 @@ impl<'a> Writer<'a> {
         let base = OsStr::from_bytes(place.base);
         let mut hide = false;
         let made = rustix::fs::mkdirat(place.directory, base, Mode::RWXU);
-        let new = match made {
-            Ok(()) => true,
+        match made {
+            Ok(()) => {}
             Err(Errno::EXIST) => match self.stat(place)? {
-                Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => false,
+                Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {}
                 stat => {
                     hide = stat.is_some_and(|stat| is_whiteout(&stat));
                     self.clear(place)?;
                     rustix::fs::mkdirat(place.directory, base, Mode::RWXU)
                         .map_err(io_at("make the directory", place.name))?;
-                    true
                 }
             },
             Err(e) => return Err(io_at("make the directory", place.name)(e)),
-        };
-        if new {
-            self.usage.inodes += 1;
-            self.usage.bytes += self.block;
         }
         let directory = super::merged::open_directory(place.directory.as_fd(), place.base)
             .map_err(io_at("open the directory", place.name))?;
@@ -292,7 +284,11 @@ impl<'a> Writer<'a> {
             rustix::fs::openat(dir, base, flags, Mode::RUSR | Mode::WUSR)
         })?;
         match &entry.sparse {
-            None => self.pour(&file, 0, entry.size, (place, archive))?,
+            None => {
+                let sum = self.pour(&file, 0, entry.size, (place, archive))?;
+                let inode = rustix::fs::fstat(&file).map_err(io_at("stat", place.name))?.st_ino;
+                self.sums.insert(inode, sum);
+            }
             Some(pieces) => {
                 for (offset, length) in pieces {
                     self.pour(&file, *offset, *length, (place, archive))?;
@@ -305,14 +301,15 @@ impl<'a> Writer<'a> {
         rustix::fs::futimens(&file, &times(entry)).map_err(io_at("set the time of", place.name))
     }
 
-    /// Writes `length` stored bytes at `offset`.
+    /// Writes `length` stored bytes at `offset`; answers their sha256.
     fn pour<R: BufRead>(
         &mut self,
         file: &OwnedFd,
         mut offset: u64,
         length: u64,
         (place, archive): (&Place<'_>, &mut Archive<R>),
-    ) -> Result<(), WriteError> {
+    ) -> Result<[u8; 32], WriteError> {
+        let mut hasher = sha2::Sha256::new();
         let end = offset + length;
         while offset < end {
             let bytes = archive.data(end - offset)?;
@@ -321,12 +318,12 @@ impl<'a> Writer<'a> {
             }
             let written =
                 rustix::io::pwrite(file, bytes, offset).map_err(io_at("write", place.name))?;
+            hasher.update(&bytes[..written]);
             archive.consume(written);
             offset += written as u64;
             self.check_cancel()?;
         }
-        self.usage.bytes += length.next_multiple_of(self.block);
-        Ok(())
+        Ok(hasher.finalize().into())
     }
 
     fn hard_link(
@@ -362,7 +359,6 @@ impl<'a> Writer<'a> {
                 self.make(place, "make the hard link", |dir, base| {
                     rustix::fs::linkat(parent, target_name, dir, base, AtFlags::empty())
                 })?;
-                self.usage.inodes -= 1; // the same inode once more
                 Ok(())
             }
             (None, _) | (_, None | Some(Err(Errno::NOENT))) => {
@@ -389,7 +385,6 @@ impl<'a> Writer<'a> {
             }
             made => made,
         };
-        self.usage.inodes += 1;
         made.map_err(io_at(action, place.name))
     }
 
@@ -542,8 +537,6 @@ impl<'a> Writer<'a> {
         let mut path: PathBuf = trail.iter().map(|name| OsStr::from_bytes(name)).collect();
         path.push(base);
         self.implicit.insert(stat.st_ino, path);
-        self.usage.inodes += 1;
-        self.usage.bytes += self.block;
         Ok(())
     }
 }

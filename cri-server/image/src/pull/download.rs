@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
 use crate::registry::Session;
 use crate::registry::session::{Arriving, describe};
+use crate::service::Core;
 use crate::store::blob::Blob;
 
 /// Connections in a row that bring less than [`PROGRESS`]; then the registry is given up.
@@ -23,7 +24,7 @@ const STAGE: &str = "download of a layer";
 
 /// Appends to `blob` until it has `size` bytes. The digest is checked by who reads along.
 pub(crate) async fn download(
-    config: &Config,
+    core: &Core,
     session: &Session,
     (digest, size): (&Digest, u64),
     blob: &Arc<Blob>,
@@ -53,7 +54,7 @@ pub(crate) async fn download(
                 continue;
             }
             Err(e) => return Err(e),
-            Ok(arriving) => last = receive(config, session, (arriving, size), blob).await?,
+            Ok(arriving) => last = receive(core, session, (arriving, size), blob).await?,
         }
         if blob.bytes() - start >= PROGRESS {
             (failures, pause) = (0, PAUSE_FIRST);
@@ -91,7 +92,7 @@ fn given_up(
 
 /// Takes in one answer. `None`: all of the blob is there.
 async fn receive(
-    config: &Config,
+    core: &Core,
     session: &Session,
     (mut arriving, size): (Arriving, u64),
     blob: &Arc<Blob>,
@@ -103,7 +104,7 @@ async fn receive(
     }
     let mut skip = have - arriving.offset;
     let mut room = size - have;
-    let mut floor = Floor::new(config);
+    let mut floor = Floor::new(&core.config);
     let mut batch = Vec::new();
     let mut batched = 0;
     let ended = loop {
@@ -117,6 +118,7 @@ async fn receive(
             },
         };
         floor.bytes += chunk.len() as u64;
+        core.arrivals.count(chunk.len() as u64);
         if floor.deadline <= Instant::now()
             && let Err(cause) = floor.passed()
         {
@@ -134,6 +136,7 @@ async fn receive(
         batch.push(chunk);
         if batched >= BATCH || room == 0 {
             append(blob, std::mem::take(&mut batch)).await?;
+            core.step("part arrived");
             batched = 0;
         }
         if room == 0 {

@@ -1,7 +1,10 @@
 //! Pulls one image: what does the name stand for, what is it made of, get what is missing, write
 //! the record last.
 
+pub(crate) mod admit;
+pub(crate) mod arrivals;
 pub(crate) mod download;
+pub(crate) mod progress;
 
 use std::sync::Arc;
 
@@ -9,7 +12,7 @@ use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use crate::digest::{Digest, ImageId};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::fetch::{self, Source, Wanted};
 use crate::manifest::{self, Descriptor, Document, ImageConfig, Manifest, ManifestError, Platform};
 use crate::reference::Reference;
@@ -17,17 +20,47 @@ use crate::registry::{Auth, Session};
 use crate::service::Core;
 use crate::service::commit::{Content, Fresh};
 use crate::store::record::LayerOfImage;
+use progress::{PullStage, Tracked};
 
 /// Indexes within indexes; nobody nests deeper than two.
 const INDEX_DEPTH_MAX: usize = 4;
 
+/// Pulls the first of `candidates` (whole names, what a short one may mean) that is there.
 pub(crate) async fn pull(
     core: Arc<Core>,
-    reference: Reference,
+    candidates: Vec<Reference>,
     auth: Option<Auth>,
 ) -> Result<ImageId, Error> {
+    let mut failure = None;
+    for reference in &candidates {
+        match one(&core, reference, auth.clone()).await {
+            // The next registry may have it, whatever is the matter with this one.
+            Err(e) if may_be_elsewhere(e.kind()) => {
+                // That it is nowhere says less than why one of them could not tell.
+                if failure.as_ref().is_none_or(|f: &Error| f.kind() == ErrorKind::NotFound) {
+                    failure = Some(e);
+                }
+            }
+            pulled => return pulled,
+        }
+    }
+    Err(failure.unwrap_or_else(|| Error::Lost("pull of no name".into())))
+}
+
+fn may_be_elsewhere(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotFound | ErrorKind::Unauthorized | ErrorKind::RegistryUnavailable)
+}
+
+async fn one(
+    core: &Arc<Core>,
+    reference: &Reference,
+    auth: Option<Auth>,
+) -> Result<ImageId, Error> {
+    let tracked = core.progress.begin(reference.to_string());
     let clients = Arc::clone(&core.clients);
-    let session = Arc::new(Session::new(clients, &core.config, &reference, auth)?);
+    let registries = core.registries();
+    let session = Session::new(clients, (&core.config, &registries), reference, auth)?;
+    let session = Arc::new(session);
     let told = session.resolve(reference.wanted()).await?;
     if let (Some(promised), Some(told)) = (reference.digest(), &told)
         && promised != told
@@ -40,21 +73,39 @@ pub(crate) async fn pull(
     }
     // Nothing changed since the last pull: at most a name is added.
     if let Some(told) = &told
-        && let Some(id) = core.add_name(&reference, told).await?
+        && let Some(digests) = core.digests_of(reference, told)
     {
-        return Ok(id);
+        admit::admit((&core.config, &core.admitted), &session, &digests).await?;
+        if let Some(id) = core.add_name(reference, told).await? {
+            return Ok(id);
+        }
     }
     let wanted = told.as_ref().map_or(reference.wanted(), |digest| digest.as_str());
     let (manifest, content) = manifests(&session, wanted).await?;
-    let config = &manifest.config;
-    let bytes = session.small_blob(&config.digest, config.size).await?;
-    let parsed = ImageConfig::parse(&bytes)
-        .and_then(|parsed| manifest.check(&parsed).map(|()| parsed))
-        .map_err(|e| unusable(&reference, "the image configuration", &e))?;
+    let digests: Vec<Digest> = content.iter().map(|one| one.digest.clone()).collect();
+    admit::admit((&core.config, &core.admitted), &session, &digests).await?;
+    let (id, bytes, parsed) = match content.last() {
+        // An artifact has nothing to run; its manifest is all there is to know about it.
+        Some(last) if manifest.is_artifact() => {
+            let parsed = ImageConfig { platform: Platform::here(), ..ImageConfig::default() };
+            (last.digest.clone(), last.bytes.clone(), parsed)
+        }
+        Some(_) | None => {
+            let config = &manifest.config;
+            let bytes = session.small_blob(&config.digest, config.size).await?;
+            let parsed = ImageConfig::parse(&bytes)
+                .and_then(|parsed| manifest.check(&parsed).map(|()| parsed))
+                .map_err(|e| unusable(reference, "the image configuration", &e))?;
+            (config.digest.clone(), bytes, parsed)
+        }
+    };
     let (layers, source) = (layers(&manifest, &parsed), Source::Registry(Arc::clone(&session)));
-    let ready = gather(&core, &reference.to_string(), &layers, |_| source.clone()).await?;
+    core.step("resolved");
+    tracked.expect(&layers);
+    let of = reference.to_string();
+    let ready = gather(core, &of, (&layers, &tracked), |_| source.clone()).await?;
+    tracked.enter(PullStage::Syncing);
     let repo_digest = content.first().map(|top: &Content| reference.repo_digest(&top.digest));
-    let id = config.digest.clone();
     let fresh = Fresh {
         id,
         config: parsed,
@@ -71,7 +122,7 @@ pub(crate) async fn pull(
 pub(crate) async fn gather(
     core: &Arc<Core>,
     of: &str,
-    layers: &[LayerOfImage],
+    (layers, tracked): (&[LayerOfImage], &Arc<Tracked>),
     source: impl Fn(usize) -> Source,
 ) -> Result<Vec<Arc<fetch::Ready>>, Error> {
     let mut fetches: Vec<BoxFuture<'static, Result<Arc<fetch::Ready>, Error>>> = Vec::new();
@@ -82,9 +133,14 @@ pub(crate) async fn gather(
             parent: at.checked_sub(1).map(|below| layers[below].chain.clone()),
             diff_id: layer.diff_id.clone(),
             blob: layer.blob.clone().map(|digest| (digest, layer.blob_bytes)),
+            title: layer.title.clone(),
         };
-        let (core, source) = (Arc::clone(core), source(at));
-        fetches.push(Box::pin(async move { fetch::layer(&core, &wanted, &source).await }));
+        let (core, source, tracked) = (Arc::clone(core), source(at), Arc::clone(tracked));
+        fetches.push(Box::pin(async move {
+            let ready = fetch::layer(&core, &wanted, &source).await?;
+            tracked.done(at);
+            Ok(ready)
+        }));
     }
     stream::iter(fetches).buffered(core.config.max_concurrent_downloads.max(1)).try_collect().await
 }
@@ -93,7 +149,17 @@ pub(crate) async fn gather(
 pub(crate) fn layers(manifest: &Manifest, config: &ImageConfig) -> Vec<LayerOfImage> {
     let mut parent: Option<Digest> = None;
     let mut layers = Vec::new();
-    for (diff_id, blob) in config.diff_ids.iter().zip(&manifest.layers) {
+    let titles: Vec<Option<String>> =
+        manifest.layers.iter().map(|blob| manifest.is_artifact().then(|| blob.title())).collect();
+    // What is made of a blob is decided by its title too.
+    let diff_ids: Vec<Digest> = match manifest.is_artifact() {
+        true => {
+            let name = |blob: &Descriptor| format!("artifact {} {}", blob.digest, blob.title());
+            manifest.layers.iter().map(|blob| Digest::of(name(blob).as_bytes())).collect()
+        }
+        false => config.diff_ids.clone(),
+    };
+    for ((diff_id, blob), title) in diff_ids.iter().zip(&manifest.layers).zip(titles) {
         let chain = Digest::chain(parent.as_ref(), diff_id);
         parent = Some(chain.clone());
         layers.push(LayerOfImage {
@@ -101,6 +167,7 @@ pub(crate) fn layers(manifest: &Manifest, config: &ImageConfig) -> Vec<LayerOfIm
             diff_id: diff_id.clone(),
             blob: Some(blob.digest.clone()),
             blob_bytes: blob.size,
+            title,
         });
     }
     layers

@@ -8,7 +8,9 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
+use super::registries::{Location, Registries};
 use crate::error::Error;
+use crate::reference::Reference;
 
 /// One server to ask.
 #[derive(Clone, Debug)]
@@ -24,6 +26,10 @@ pub(crate) struct Endpoint {
     pub(crate) dial_timeout: Duration,
     /// The registry this mirror stands in for; it is told so with every request.
     pub(crate) mirror_of: Option<String>,
+    /// The repository there.
+    pub(crate) repository: String,
+    /// The file that named it; none: nothing did.
+    pub(crate) named_in: Option<PathBuf>,
 }
 
 /// How to trust a server and be trusted by it.
@@ -42,19 +48,58 @@ const HOSTS_MAX: usize = 64;
 /// Larger configuration files are not configuration.
 const FILE_MAX: u64 = 1 << 20;
 
-/// The servers for `domain`, in the order to try them.
-pub(crate) fn endpoints(roots: &[PathBuf], domain: &str) -> Result<Vec<Endpoint>, Error> {
-    match directory(roots, domain) {
-        None => Ok(vec![upstream(domain, Tls::default())]),
-        Some(directory) => {
-            let file = directory.join("hosts.toml");
-            match read(&file)? {
-                Some(text) => parse(&text, domain, &directory)
-                    .map_err(|reason| Error::HostsFile { path: file, reason }),
-                None => Ok(vec![upstream(domain, docker_certificates(&directory)?)]),
+/// The servers for `reference`, in the order to try them: `registries.conf` says where its content
+/// lives, the trees say how each of these places is reached.
+pub(crate) fn endpoints(
+    roots: &[PathBuf],
+    registries: &Registries,
+    reference: &Reference,
+) -> Result<Vec<Endpoint>, Error> {
+    let locations = registries.locations(reference).map_err(|refusal| Error::Refused {
+        reference: reference.to_string(),
+        by: registries.file.clone().unwrap_or_default(),
+        reason: refusal.to_string(),
+    })?;
+    let mut all = Vec::new();
+    for place in locations {
+        let moved = place.host != reference.domain() || place.path != reference.path();
+        for mut endpoint in at(roots, &place)? {
+            endpoint.repository.clone_from(&place.path);
+            if place.mirror {
+                endpoint.mirror_of = Some(reference.domain().to_owned());
             }
+            if endpoint.named_in.is_none() && (moved || place.mirror || place.insecure) {
+                endpoint.named_in.clone_from(&registries.file);
+            }
+            all.push(endpoint);
         }
     }
+    Ok(all)
+}
+
+/// One place and what the trees say about it.
+fn at(roots: &[PathBuf], place: &Location) -> Result<Vec<Endpoint>, Error> {
+    let domain = place.host.as_str();
+    let Some(directory) = directory(roots, domain) else {
+        let tls = Tls { skip_verify: place.insecure, ..Tls::default() };
+        let first = upstream(domain, tls);
+        let mut other = first.clone();
+        // An insecure registry may speak either; an address of this machine begins with plain.
+        let scheme = if first.base.scheme() == "http" { "https" } else { "http" };
+        let both = place.insecure && other.base.set_scheme(scheme).is_ok();
+        return Ok(std::iter::once(first).chain(both.then_some(other)).collect());
+    };
+    let file = directory.join("hosts.toml");
+    let mut endpoints = match read(&file)? {
+        Some(text) => parse(&text, domain, &directory)
+            .map_err(|reason| Error::HostsFile { path: file.clone(), reason })?,
+        None => vec![upstream(domain, docker_certificates(&directory)?)],
+    };
+    for endpoint in &mut endpoints {
+        endpoint.tls.skip_verify |= place.insecure;
+        endpoint.named_in = Some(file.clone()).filter(|file| file.is_file());
+    }
+    Ok(endpoints)
 }
 
 /// A host of its own in any tree goes before `_default` in any tree.
@@ -72,7 +117,7 @@ fn directory(roots: &[PathBuf], domain: &str) -> Option<PathBuf> {
         .find(|path| path.is_dir())
 }
 
-fn read(path: &Path) -> Result<Option<String>, Error> {
+pub(super) fn read(path: &Path) -> Result<Option<String>, Error> {
     use std::io::Read as _;
     let file = match std::fs::File::open(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -97,6 +142,8 @@ fn upstream(domain: &str, tls: Tls) -> Endpoint {
         headers: HeaderMap::new(),
         dial_timeout: DIAL_TIMEOUT,
         mirror_of: None,
+        repository: String::new(),
+        named_in: None,
     }
 }
 
@@ -214,6 +261,8 @@ fn endpoint(name: &str, entry: &toml::Table, directory: &Path) -> Result<Endpoin
                 .ok_or("`dial_timeout` must be a duration such as \"5s\" or \"500ms\"")?,
         },
         mirror_of: None,
+        repository: String::new(),
+        named_in: None,
     })
 }
 
@@ -327,10 +376,15 @@ mod tests {
         root
     }
 
+    fn found(root: &Path, domain: &str) -> Result<Vec<Endpoint>, Error> {
+        let reference = Reference::parse(&format!("{domain}/app")).unwrap();
+        endpoints(&[root.to_owned()], &Registries::default(), &reference)
+    }
+
     #[track_caller]
     fn check(files: &[(&str, &str)], domain: &str, expect: &[&str]) {
         let root = tree(files);
-        let found = endpoints(&[root.path().to_owned()], domain).unwrap();
+        let found = found(root.path(), domain).unwrap();
         let found: Vec<String> = found
             .iter()
             .map(|e| {
@@ -400,7 +454,7 @@ mod tests {
     fn a_directory_without_hosts_file_gives_docker_certificates() {
         let root =
             tree(&[("r.example/ca.crt", ""), ("r.example/me.cert", ""), ("r.example/me.key", "")]);
-        let found = endpoints(&[root.path().to_owned()], "r.example").unwrap();
+        let found = found(root.path(), "r.example").unwrap();
         let at = |name: &str| root.path().join("r.example").join(name);
         assert_eq!(found[0].tls.ca, [at("ca.crt")]);
         assert_eq!(found[0].tls.client, [(at("me.cert"), Some(at("me.key")))]);
@@ -418,7 +472,7 @@ mod tests {
             "not toml",
         ] {
             let root = tree(&[("r.example/hosts.toml", bad)]);
-            let error = endpoints(&[root.path().to_owned()], "r.example").unwrap_err();
+            let error = found(root.path(), "r.example").unwrap_err();
             assert!(error.to_string().contains("hosts.toml"), "{bad}: {error}");
         }
     }

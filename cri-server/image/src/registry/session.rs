@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::error::Error as _;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,9 +14,10 @@ use reqwest::header::{
 };
 use reqwest::{Method, Response, StatusCode, Url};
 
-use super::auth::{self, Auth, Challenge, Login};
+use super::auth::{Auth, Challenge};
 use super::client::Clients;
 use super::hosts::{self, Endpoint};
+use super::registries::Registries;
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{Attempt, Attempts, Error};
@@ -24,10 +26,12 @@ use crate::reference::Reference;
 
 /// Talks to the registry of one reference.
 pub(crate) struct Session {
-    clients: Arc<Clients>,
+    pub(super) clients: Arc<Clients>,
     pub(crate) reference: Reference,
-    auth: Option<Auth>,
-    endpoints: Vec<Endpoint>,
+    pub(super) auth: Option<Auth>,
+    /// Asked for credentials where the caller has none.
+    pub(super) auth_files: Vec<PathBuf>,
+    pub(super) endpoints: Vec<Endpoint>,
     /// Authorization that worked, by endpoint.
     tokens: Mutex<HashMap<usize, HeaderValue>>,
 }
@@ -53,12 +57,14 @@ pub(crate) struct Arriving {
 
 /// One endpoint's failure.
 pub(crate) struct Fault {
-    kind: FaultKind,
-    attempt: Attempt,
+    pub(super) kind: FaultKind,
+    pub(super) attempt: Attempt,
+    /// The connection was there and broke before an answer.
+    broken: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum FaultKind {
+pub(super) enum FaultKind {
     NotFound,
     Unauthorized,
     Unavailable,
@@ -71,13 +77,15 @@ pub(crate) const MANIFEST_MAX: usize = 4 << 20;
 /// Error pages are quoted in part; more is not read.
 const ERROR_BODY_MAX: usize = 8 << 10;
 /// Tokens are signed JSON of some kB.
-const TOKEN_MAX: usize = 256 << 10;
+pub(super) const TOKEN_MAX: usize = 256 << 10;
 /// Until the head of an answer; registries that check storage first take seconds.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Registries chain at most two (storage front end, then region).
 const REDIRECTS_MAX: usize = 10;
 /// With the pauses below, a busy registry gets about six seconds to recover.
 const TRIES: u32 = 5;
+/// A connection that breaks before the answer is most often an idle one that went stale.
+const TRIES_BROKEN: u32 = 2;
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 /// The kubelet has a back-off of its own; a pull that sleeps longer only blocks it.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
@@ -85,15 +93,16 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 impl Session {
     pub(crate) fn new(
         clients: Arc<Clients>,
-        config: &Config,
+        (config, registries): (&Config, &Registries),
         reference: &Reference,
         auth: Option<Auth>,
     ) -> Result<Session, Error> {
-        let endpoints = hosts::endpoints(&config.certs_d, reference.domain())?;
+        let endpoints = hosts::endpoints(&config.certs_d, registries, reference)?;
         Ok(Session {
             clients,
             reference: reference.clone(),
             auth,
+            auth_files: config.auth_files.clone(),
             endpoints,
             tokens: Mutex::default(),
         })
@@ -101,9 +110,11 @@ impl Session {
 
     /// What the tag stands for now, if the registry tells without sending the manifest.
     pub(crate) async fn resolve(&self, tag: &str) -> Result<Option<Digest>, Error> {
+        // What a digest stands for, anybody may say.
+        let by_digest = Digest::parse(tag).is_ok();
         let told = self.each(
             "resolution of the tag",
-            |e| e.resolve,
+            |e| e.resolve || (by_digest && e.pull),
             |at, endpoint| {
                 Box::pin(async move {
                     let url = self.url(endpoint, &["manifests", tag]);
@@ -255,9 +266,9 @@ impl Session {
         Err(self.failed(stage, faults))
     }
 
-    fn url(&self, endpoint: &Endpoint, last: &[&str]) -> Url {
+    pub(super) fn url(&self, endpoint: &Endpoint, last: &[&str]) -> Url {
         let mut url = endpoint.base.clone();
-        let path = [url.path().trim_end_matches('/'), self.reference.path()]
+        let path = [url.path().trim_end_matches('/'), &endpoint.repository]
             .iter()
             .chain(last)
             .copied()
@@ -272,7 +283,7 @@ impl Session {
 
     /// Sends until there is an answer worth returning: a success, or a fault that more tries will
     /// not mend.
-    async fn request(
+    pub(super) async fn request(
         &self,
         at: usize,
         method: &Method,
@@ -285,9 +296,13 @@ impl Session {
         let mut tries = 0;
         loop {
             tries += 1;
-            let sent = self.send(at, method, &url, headers).await;
-            let response = match sent {
+            let response = match self.send(at, method, &url, headers).await {
                 Ok(response) => response,
+                // A server that is there and hung up may do better at once.
+                Err(fault) if fault.broken && tries < TRIES_BROKEN => {
+                    tokio::time::sleep(pause).await;
+                    continue;
+                }
                 Err(fault) => return Err(fault),
             };
             let status = response.status();
@@ -348,7 +363,11 @@ impl Session {
                     let cause = format!("no answer within {} s", ANSWER_TIMEOUT.as_secs());
                     return Err(fault(FaultKind::Unavailable, &shown, cause));
                 }
-                Ok(Err(e)) => return Err(fault(FaultKind::Unavailable, &shown, describe(&e))),
+                Ok(Err(e)) => {
+                    let broken = !e.is_connect() && !e.is_builder();
+                    let fault = fault(FaultKind::Unavailable, &shown, describe(&e));
+                    return Err(Fault { broken, ..fault });
+                }
                 Ok(Ok(response)) => response,
             };
             if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED
@@ -368,123 +387,6 @@ impl Session {
         Err(fault(FaultKind::Unavailable, &shown(&url), "it redirects in circles".into()))
     }
 
-    /// Gets what the server asks for.
-    async fn answer(
-        &self,
-        at: usize,
-        challenge: Challenge,
-        shown: &str,
-    ) -> Result<Option<HeaderValue>, Fault> {
-        let endpoint = &self.endpoints[at];
-        let refused = |cause: String| fault(FaultKind::Unauthorized, shown, cause);
-        let host = match (endpoint.base.host_str(), endpoint.base.port()) {
-            (Some(host), Some(port)) => format!("{host}:{port}"),
-            (host, _) => host.unwrap_or_default().to_owned(),
-        };
-        let login = match &self.auth {
-            None => Login::Anonymous,
-            Some(auth) => auth
-                .login(self.reference.domain(), &host, endpoint.mirror_of.is_some())
-                .map_err(|e| refused(e.to_string()))?,
-        };
-        match (challenge, login) {
-            (_, Login::Bearer(token)) => Ok(auth::bearer(&token)),
-            (Challenge::Basic, Login::Password { user, password }) => {
-                Ok(auth::basic(&user, &password))
-            }
-            (Challenge::Basic, Login::Anonymous) => {
-                Err(refused("it wants a user and password, and none are given for it".into()))
-            }
-            (Challenge::Basic, Login::Refresh(_)) => {
-                Err(refused("it wants a user and password, given is an identity token".into()))
-            }
-            (Challenge::Bearer { realm, service, scope }, login) => {
-                let scope = if scope.is_empty() {
-                    format!("repository:{}:pull", self.reference.path())
-                } else {
-                    scope
-                };
-                let realm = Url::parse(&realm).map_err(|_| {
-                    refused("it names a token server that is not an address".into())
-                })?;
-                if !auth::may_tell(&realm, &endpoint.base) {
-                    let cause = format!(
-                        "it wants the credentials sent unencrypted to {}",
-                        self::shown(&realm)
-                    );
-                    return Err(refused(cause));
-                }
-                let token = self.fetch_token(endpoint, realm, [&service, &scope], login).await?;
-                Ok(auth::bearer(&token))
-            }
-        }
-    }
-
-    async fn fetch_token(
-        &self,
-        endpoint: &Endpoint,
-        realm: Url,
-        [service, scope]: [&str; 2],
-        login: Login,
-    ) -> Result<String, Fault> {
-        #[derive(serde::Deserialize)]
-        struct Answer {
-            #[serde(default)]
-            token: String,
-            #[serde(default)]
-            access_token: String,
-        }
-        let shown = shown(&realm);
-        let unavailable = |cause: String| fault(FaultKind::Unavailable, &shown, cause);
-        let client = self
-            .clients
-            .client(&Endpoint { base: realm.clone(), ..endpoint.clone() })
-            .map_err(|e| unavailable(e.to_string()))?;
-        let query = [("service", service), ("scope", scope)];
-        let query = query.into_iter().filter(|(_, value)| !value.is_empty());
-        let request = match login {
-            Login::Refresh(token) => {
-                let mut form = reqwest::Url::parse("https://form.invalid/")
-                    .map_err(|e| unavailable(e.to_string()))?;
-                form.query_pairs_mut()
-                    .extend_pairs([("grant_type", "refresh_token"), ("client_id", "lapstrake")])
-                    .extend_pairs(query)
-                    .append_pair("refresh_token", &token);
-                client
-                    .post(realm)
-                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                    .body(form.query().unwrap_or_default().to_owned())
-            }
-            login => {
-                let mut url = realm;
-                url.query_pairs_mut().extend_pairs(query);
-                let request = client.get(url);
-                match login {
-                    Login::Password { user, password } => match auth::basic(&user, &password) {
-                        Some(value) => request.header(AUTHORIZATION, value),
-                        None => request,
-                    },
-                    Login::Anonymous | Login::Refresh(_) | Login::Bearer(_) => request,
-                }
-            }
-        };
-        let response = tokio::time::timeout(ANSWER_TIMEOUT, request.send())
-            .await
-            .map_err(|_| unavailable("the token server does not answer".into()))?
-            .map_err(|e| unavailable(describe(&e)))?;
-        if !response.status().is_success() {
-            return Err(refusal(response, &Method::GET, &shown).await);
-        }
-        let bytes = body(response, TOKEN_MAX).await.map_err(|e| e.at(&shown))?;
-        let answer: Answer = serde_json::from_slice(&bytes)
-            .map_err(|_| unavailable("the token server's answer is not a token".into()))?;
-        let token = if answer.token.is_empty() { answer.access_token } else { answer.token };
-        if token.is_empty() {
-            return Err(unavailable("the token server's answer holds no token".into()));
-        }
-        Ok(token)
-    }
-
     fn token(&self, at: usize) -> Option<HeaderValue> {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned()
     }
@@ -497,13 +399,13 @@ impl Session {
 }
 
 /// Why a body could not be had.
-enum BodyFault {
+pub(super) enum BodyFault {
     TooLarge(usize),
     Broken(String),
 }
 
 impl BodyFault {
-    fn at(self, shown: &str) -> Fault {
+    pub(super) fn at(self, shown: &str) -> Fault {
         match self {
             BodyFault::TooLarge(limit) => {
                 let cause = format!("the answer is larger than {limit} bytes");
@@ -515,7 +417,7 @@ impl BodyFault {
 }
 
 /// A whole body of at most `limit` bytes.
-async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, BodyFault> {
+pub(super) async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, BodyFault> {
     let mut bytes = Vec::new();
     loop {
         let chunk = tokio::time::timeout(ANSWER_TIMEOUT, response.chunk())
@@ -531,7 +433,7 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, BodyFault
 }
 
 /// A fault out of an unsuccessful answer, with the registry's own words where they are safe.
-async fn refusal(response: Response, method: &Method, shown: &str) -> Fault {
+pub(super) async fn refusal(response: Response, method: &Method, shown: &str) -> Fault {
     let status = response.status();
     let kind = match status {
         StatusCode::NOT_FOUND => FaultKind::NotFound,
@@ -573,11 +475,11 @@ fn words(bytes: &[u8]) -> Option<String> {
     Some(text.chars().filter(|c| !c.is_control()).take(WORDS_MAX).collect())
 }
 
-fn fault(kind: FaultKind, shown: &str, cause: String) -> Fault {
-    Fault { kind, attempt: Attempt { url: shown.to_owned(), cause } }
+pub(super) fn fault(kind: FaultKind, shown: &str, cause: String) -> Fault {
+    Fault { kind, attempt: Attempt { url: shown.to_owned(), cause }, broken: false }
 }
 
-fn accept_manifests() -> HeaderMap {
+pub(super) fn accept_manifests() -> HeaderMap {
     HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(manifest::ACCEPT))])
 }
 

@@ -1,7 +1,7 @@
 //! Changes of the records: an image appears, gets a name, goes. Each is on disk before it shows.
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::{Core, blocking};
 use crate::config::Config;
@@ -10,10 +10,10 @@ use crate::error::Error;
 use crate::fetch::{self, Ready};
 use crate::manifest::ImageConfig;
 use crate::reference::Reference;
-use crate::store::catalog::Image;
+use crate::store::catalog::{Image, Known};
 use crate::store::layout::{self, Layout};
 use crate::store::record::{self, ImageRecord, LayerOfImage};
-use crate::store::shelf::{Hold, Kept, Shelf};
+use crate::store::shelf::{Hold, Shelf};
 
 /// An image whose layers are ready.
 pub(crate) struct Fresh {
@@ -42,8 +42,8 @@ impl Core {
         fresh: Fresh,
         layers: Vec<Arc<Ready>>,
     ) -> Result<ImageId, Error> {
-        let shelf = Arc::clone(&self.shelf);
-        let hold = blocking("shelving layers", move || fetch::shelve(&shelf, &layers)).await?;
+        let shelving = Arc::clone(self);
+        let hold = blocking("shelving layers", move || fetch::shelve(&shelving, &layers)).await?;
         let id = fresh.id.clone();
         let core = Arc::clone(self);
         // Run to its end once begun: a dropped pull must not leave half a record.
@@ -58,6 +58,7 @@ impl Core {
                 for algorithm in ["sha256", "sha512"] {
                     layout::sync_directory(&core.layout.content(algorithm))?;
                 }
+                core.step("content written");
                 let snapshot = core.catalog.snapshot();
                 let old = snapshot.by_id(&fresh.id).map(|known| ImageRecord::clone(&known.record));
                 let mut record = old.unwrap_or_else(|| ImageRecord {
@@ -66,6 +67,7 @@ impl Core {
                     digests: Vec::new(),
                     manifests: Vec::new(),
                     layers: Vec::new(),
+                    pinned: false,
                     unknown: serde_json::Map::new(),
                 });
                 merge(&mut record.manifests, fresh.manifests.into_iter().map(|m| m.digest));
@@ -79,6 +81,30 @@ impl Core {
         Ok(id)
     }
 
+    /// The image that `manifest` of this name stands for is here: the digests it is known by, that
+    /// one first.
+    pub(crate) fn digests_of(
+        &self,
+        reference: &Reference,
+        manifest: &Digest,
+    ) -> Option<Vec<Digest>> {
+        let snapshot = self.catalog.snapshot();
+        let known = snapshot.by_name(&reference.repo_digest(manifest))?;
+        if known.image.layers.iter().any(|chain| self.shelf.is_damaged(chain)) {
+            return None;
+        }
+        let others = known.record.manifests.iter().filter(|digest| *digest != manifest);
+        Some(std::iter::once(manifest).chain(others).cloned().collect())
+    }
+
+    /// What a person or the kubelet means by `text`; a short name by the registries it may be in.
+    pub(crate) fn find(&self, text: &str) -> Option<Known> {
+        let snapshot = self.catalog.snapshot();
+        let names = self.registries().candidates(text).unwrap_or_default();
+        let named = names.iter().find_map(|name| snapshot.named(name));
+        named.or_else(|| snapshot.find(text)).cloned()
+    }
+
     /// Gives an image that is here already the name it was just asked for by. `None`: the registry
     /// means a manifest that no image here came from.
     pub(crate) async fn add_name(
@@ -88,7 +114,7 @@ impl Core {
     ) -> Result<Option<ImageId>, Error> {
         let digest = reference.repo_digest(manifest);
         let tag = reference.repo_tag();
-        let current = |known: &crate::store::catalog::Known| {
+        let current = |known: &Known| {
             let tags = &known.image.repo_tags;
             tag.as_ref().is_none_or(|tag| tags.contains(tag))
         };
@@ -115,20 +141,43 @@ impl Core {
         naming.await.map_err(|_| Error::Lost("writing the image record".into()))?
     }
 
+    /// Says of an image whether it is to stay. `None`: there is no such image.
+    pub(super) async fn pin(
+        self: &Arc<Self>,
+        text: &str,
+        pinned: bool,
+    ) -> Result<Option<ImageId>, Error> {
+        let core = Arc::clone(self);
+        let text = text.to_owned();
+        let pinning = tokio::spawn(async move {
+            let _records = core.records.lock().await;
+            let Some(known) = core.find(&text) else { return Ok(None) };
+            let Some(hold) = core.shelf.hold(&known.image.layers) else { return Ok(None) };
+            let core = Arc::clone(&core);
+            blocking("writing the image record", move || {
+                let record = ImageRecord { pinned, ..ImageRecord::clone(&known.record) };
+                core.name(record, Vec::new(), (known.image.config.clone(), hold))?;
+                Ok(Some(known.image.id.clone()))
+            })
+            .await
+        });
+        pinning.await.map_err(|_| Error::Lost("writing the image record".into()))?
+    }
+
     /// Removes an image by any of its names; tells which.
     pub(super) async fn remove(self: &Arc<Self>, text: &str) -> Result<Option<ImageId>, Error> {
         let core = Arc::clone(self);
         let text = text.to_owned();
         let removal = tokio::spawn(async move {
             let records = core.records.lock().await;
-            let snapshot = core.catalog.snapshot();
-            let Some(known) = snapshot.find(&text).cloned() else { return Ok(None) };
+            let Some(known) = core.find(&text) else { return Ok(None) };
             let id = known.image.id.clone();
             let removing = Arc::clone(&core);
             let hold = blocking("removing an image", move || {
                 let id = &known.image.id;
                 layout::remove_file(&removing.layout.image(id))?;
                 layout::sync_directory(&removing.layout.images())?;
+                removing.step("record removed");
                 let hold = removing.catalog.remove(id);
                 let snapshot = removing.catalog.snapshot();
                 let shared = |digest: &&Digest| {
@@ -137,12 +186,12 @@ impl Core {
                 for digest in content_of(&known.record).filter(|digest| !shared(digest)) {
                     layout::remove_file(&removing.layout.blob(digest))?;
                 }
+                removing.step("content removed");
                 Ok(hold)
             })
             .await?;
             // The record is gone: others may go on while the space is being freed.
             drop(records);
-            drop(snapshot);
             if let Some(hold) = hold {
                 blocking("removing layers", move || hold.release()).await?;
             }
@@ -174,8 +223,11 @@ impl Core {
         }
         merge(&mut record.tags, tags);
         self.write(&record)?;
+        self.step("record written");
         self.show(record, config, hold);
-        layout::sync_directory(&self.layout.images())
+        layout::sync_directory(&self.layout.images())?;
+        self.step("committed");
+        Ok(())
     }
 
     fn write(&self, record: &ImageRecord) -> Result<(), Error> {
@@ -196,11 +248,6 @@ impl Core {
         let path = self.layout.blob(digest);
         if path.is_file() { Ok(()) } else { layout::write_whole(&path, bytes) }
     }
-
-    /// Takes `id` out of the containers that hold layers.
-    pub(crate) fn unpin(&self, id: &str) -> Option<Hold> {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner).remove(id).map(Kept::regain)
-    }
 }
 
 /// What the catalog shows of a record.
@@ -219,7 +266,8 @@ pub(super) fn image(
         size: (shelf.usage_of(&layers) + documents).max(1),
         config: parsed,
         layers,
-        pinned: config.pinned.iter().any(|glob| names().any(|name| fits(glob, name))),
+        pinned: record.pinned
+            || config.pinned.iter().any(|glob| names().any(|name| fits(glob, name))),
     }
 }
 

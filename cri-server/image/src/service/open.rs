@@ -1,24 +1,26 @@
 //! The start of the service: read every record, sweep what is unfinished, find who holds what.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Semaphore;
 
-use super::Core;
-use super::commit;
+use super::{Core, Pins};
+use super::{boot, commit};
 use crate::config::Config;
 use crate::digest::{Digest, nonce};
 use crate::error::Error;
 use crate::flight::Flights;
 use crate::manifest::ImageConfig;
+use crate::registry::Registries;
+use crate::snapshot::{PIN, PIN_VOLUME};
 use crate::store::catalog::Catalog;
 use crate::store::layout::{self, BAD, Layout};
 use crate::store::record::{self, ImageRecord};
-use crate::store::shelf::{self, Kept, Shelf};
+use crate::store::shelf::{self, Shelf};
 
 /// A partial download older than this belongs to a pull nobody will repeat.
 const PARTIAL_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -27,7 +29,8 @@ pub(super) fn open(config: Config) -> Result<Core, Error> {
     // An error means that a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let layout = Layout::make(&config.root)?;
-    let (shelf, mut lost) = Shelf::open(layout.layers())?;
+    let suspicious = boot::begin(&layout)?;
+    let (shelf, mut lost) = Shelf::open(layout.layers(), suspicious)?;
     let catalog = Catalog::default();
     images(&config, &layout, (&shelf, &catalog), &mut lost)?;
     let pins = pins(&layout, &shelf)?;
@@ -36,8 +39,8 @@ pub(super) fn open(config: Config) -> Result<Core, Error> {
     shelf::remove_all(&shelf.sweep())?;
     Ok(Core {
         permits: Semaphore::new(config.max_concurrent_downloads.max(1)),
-        turns: crate::fetch::Turns::default(),
-        config,
+        arrivals: crate::pull::arrivals::Arrivals::default(),
+        progress: crate::pull::progress::Pulls::default(),
         layout,
         shelf,
         catalog,
@@ -45,10 +48,16 @@ pub(super) fn open(config: Config) -> Result<Core, Error> {
         layers: Flights::new(),
         records: tokio::sync::Mutex::new(()),
         pins: Mutex::new(pins),
+        admitted: crate::pull::admit::Seen::default(),
+        // A file that cannot be read is told by the first pull.
+        registries: RwLock::new(Arc::new(
+            Registries::load(&config.registries_conf).unwrap_or_default(),
+        )),
         pulls: Flights::new(),
         announced: crate::fetch::Announced::default(),
         accounts: Mutex::default(),
         lost,
+        config,
     })
 }
 
@@ -107,15 +116,26 @@ fn image(
     Ok(())
 }
 
-/// Containers keep their layers by a link to the topmost one.
-fn pins(layout: &Layout, shelf: &Arc<Shelf>) -> Result<HashMap<String, Kept>, Error> {
-    let mut pins = HashMap::new();
+/// Containers keep layers by links to the topmost one: of their own image, of each volume's.
+fn pins(layout: &Layout, shelf: &Arc<Shelf>) -> Result<Pins, Error> {
+    let mut pins = Pins::new();
     for id in layout::names(&layout.containers())? {
-        let link = layout.containers().join(&id).join(crate::snapshot::PIN);
-        let top = fs::read_link(&link).ok();
-        let hex = top.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
-        let hold = hex.and_then(|hex| shelf.chain_of(hex)).and_then(|top| shelf.hold_stack(&top));
-        pins.extend(hold.map(|hold| (id, hold.keep())));
+        let directory = layout.containers().join(&id);
+        if !directory.is_dir() {
+            continue;
+        }
+        let links = layout::names(&directory)?.into_iter();
+        for name in links.filter(|name| name == PIN || name.starts_with(PIN_VOLUME)) {
+            let top = fs::read_link(directory.join(&name)).ok();
+            let hex = top.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+            let chain = hex.and_then(|hex| shelf.chain_of(hex));
+            let hold = match chain {
+                Some(top) => shelf.hold_stack(&top),
+                None => None,
+            };
+            let own = pins.entry(id.clone()).or_default();
+            own.extend(hold.map(|hold| (name, hold.keep())));
+        }
     }
     Ok(pins)
 }

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The file behind a download.
@@ -33,6 +34,8 @@ enum End {
 pub(crate) struct Follower {
     blob: Arc<Blob>,
     at: u64,
+    /// Set, with [`Blob::wake`] after it, this one reads no more.
+    stop: Arc<AtomicBool>,
 }
 
 impl Blob {
@@ -83,8 +86,18 @@ impl Blob {
         let _ = fs::remove_file(&self.path); // a leftover is swept when the service opens
     }
 
-    pub(crate) fn follow(self: &Arc<Self>) -> Follower {
-        Follower { blob: Arc::clone(self), at: 0 }
+    pub(crate) fn follow(self: &Arc<Self>, stop: Arc<AtomicBool>) -> Follower {
+        Follower { blob: Arc::clone(self), at: 0, stop }
+    }
+
+    /// Makes waiting followers look whether they were stopped.
+    pub(crate) fn wake(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.lock().end == End::Aborted
     }
 
     fn end(&self, end: End) {
@@ -105,6 +118,9 @@ impl Read for Follower {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut state = self.blob.lock();
         loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::Error::other("nobody waits for it any more"));
+            }
             match state.end {
                 End::Aborted => return Err(io::Error::other("the download was given up")),
                 End::Open if state.bytes <= self.at => {
@@ -134,7 +150,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let blob = Blob::open(&directory.path().join("b")).unwrap();
         blob.append(&[b"one "]).unwrap();
-        let mut follower = blob.follow();
+        let mut follower = blob.follow(Arc::default());
         let reader = std::thread::spawn(move || {
             let mut text = String::new();
             follower.read_to_string(&mut text).map(|_| text)
@@ -148,9 +164,23 @@ mod tests {
     fn an_aborted_blob_wakes_its_follower_with_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let blob = Blob::open(&directory.path().join("b")).unwrap();
-        let mut follower = blob.follow();
+        let mut follower = blob.follow(Arc::default());
         let reader = std::thread::spawn(move || follower.read(&mut [0; 8]));
         blob.abort();
         assert!(reader.join().unwrap().is_err());
+    }
+
+    #[test]
+    fn one_follower_is_stopped_and_the_other_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let blob = Blob::open(&directory.path().join("b")).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (mut one, mut other) = (blob.follow(Arc::clone(&stop)), blob.follow(Arc::default()));
+        let one = std::thread::spawn(move || one.read(&mut [0; 8]));
+        stop.store(true, Ordering::Relaxed);
+        blob.wake();
+        assert!(one.join().unwrap().is_err());
+        blob.append(&[b"go"]).unwrap();
+        assert_eq!(other.read(&mut [0; 8]).unwrap(), 2);
     }
 }

@@ -114,14 +114,17 @@ impl Snapshot {
     /// By anything a person or the kubelet may write: a name in any form, an id with or without
     /// `sha256:`, or the beginning of an id that fits one image only. Names win.
     pub(crate) fn find(&self, text: &str) -> Option<&Known> {
-        let named = Reference::parse(text).ok().and_then(|reference| {
-            let name = match reference.digest() {
-                Some(digest) => reference.repo_digest(digest),
-                None => reference.repo_tag()?,
-            };
-            self.by_name(&name)
-        });
-        named.or_else(|| self.by_id_prefix(text))
+        self.named(text).or_else(|| self.by_id_prefix(text))
+    }
+
+    /// By a name in any form.
+    pub(crate) fn named(&self, text: &str) -> Option<&Known> {
+        let reference = Reference::parse(text).ok()?;
+        let name = match reference.digest() {
+            Some(digest) => reference.repo_digest(digest),
+            None => reference.repo_tag()?,
+        };
+        self.by_name(&name)
     }
 
     fn by_id_prefix(&self, text: &str) -> Option<&Known> {

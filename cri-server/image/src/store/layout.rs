@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::digest::{Digest, nonce};
@@ -18,6 +18,8 @@ pub(crate) struct Layout {
 pub(crate) const NEW: &str = ".new-";
 /// In front of the name of everything that is being removed; swept when the service opens.
 pub(crate) const DEAD: &str = ".dead-";
+/// No chain id has this name.
+pub(crate) const EMPTY: &str = "empty";
 /// In front of the name of a record that could not be read.
 pub(crate) const BAD: &str = ".bad-";
 
@@ -42,6 +44,13 @@ impl Layout {
                 .create(&directory)
                 .map_err(|e| Error::io("make the directory", &directory, e))?;
         }
+        // It can be what a container sees as its root.
+        let empty = layout.empty();
+        let open = fs::Permissions::from_mode(0o755);
+        fs::create_dir(&empty)
+            .or_else(|e| if e.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
+            .and_then(|()| fs::set_permissions(&empty, open))
+            .map_err(|e| Error::io("make the directory", &empty, e))?;
         Ok(layout)
     }
 
@@ -55,6 +64,11 @@ impl Layout {
 
     pub(crate) fn layers(&self) -> PathBuf {
         self.root.join("layers")
+    }
+
+    /// What an image without any layer is mounted from: a directory among the layers that is none.
+    pub(crate) fn empty(&self) -> PathBuf {
+        self.layers().join(EMPTY)
     }
 
     pub(crate) fn containers(&self) -> PathBuf {

@@ -20,6 +20,9 @@ pub(crate) struct ImageRecord {
     /// Manifests and indexes in `content/` that led to this image.
     pub(crate) manifests: Vec<Digest>,
     pub(crate) layers: Vec<LayerOfImage>,
+    /// Somebody asked that it stays.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) pinned: bool,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub(crate) unknown: serde_json::Map<String, serde_json::Value>,
@@ -35,6 +38,9 @@ pub(crate) struct LayerOfImage {
     pub(crate) blob: Option<Digest>,
     #[serde(default)]
     pub(crate) blob_bytes: u64,
+    /// The name of the file that the blob is, when it is no archive: of an artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) title: Option<String>,
 }
 
 /// One layer directory: `layers/<hex of its chain id>.layer` beside it.
@@ -47,6 +53,9 @@ pub(crate) struct LayerRecord {
     /// Disk space, counted while unpacking.
     pub(crate) bytes: u64,
     pub(crate) inodes: u64,
+    /// Of the file `<hex of the chain id>.files` beside it; none in records of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) inventory: Option<Digest>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub(crate) unknown: serde_json::Map<String, serde_json::Value>,
@@ -121,6 +130,7 @@ mod tests {
             diff_id: Digest::of(b"diff"),
             bytes: 4096,
             inodes: 2,
+            inventory: None,
             unknown: serde_json::Map::new(),
         }
     }

@@ -3,15 +3,16 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::layout::{self, BAD, DEAD, NEW};
+use super::layout::{self, BAD, DEAD, EMPTY, NEW};
 use super::record::{self, LayerRecord};
-use crate::digest::{ChainId, nonce};
+use crate::digest::{ChainId, Digest, nonce};
 use crate::error::Error;
 use crate::layer::Usage;
+use crate::layer::inventory::{self, Depth};
 
 /// All layers on this node.
 pub(crate) struct Shelf {
@@ -22,6 +23,8 @@ pub(crate) struct Shelf {
 struct Shelved {
     record: LayerRecord,
     holders: usize,
+    /// It is not what its inventory says: the next pull makes it again.
+    damaged: bool,
 }
 
 /// Keeps layers on the shelf. Dropping it lets go; the last one out removes the directory.
@@ -47,7 +50,11 @@ pub(crate) struct Staging {
 impl Shelf {
     /// Reads what is on disk. Whatever is unfinished, half removed or without a good record goes
     /// away; the returned lines say what was lost.
-    pub(crate) fn open(directory: PathBuf) -> Result<(Arc<Shelf>, Vec<String>), Error> {
+    /// `suspicious`: the power may have failed, so that sizes are compared with the inventories.
+    pub(crate) fn open(
+        directory: PathBuf,
+        suspicious: bool,
+    ) -> Result<(Arc<Shelf>, Vec<String>), Error> {
         let mut layers = HashMap::new();
         let mut lost = Vec::new();
         let names = layout::names(&directory)?;
@@ -56,7 +63,15 @@ impl Shelf {
             let Some(hex) = name.strip_suffix(RECORD) else { continue };
             match record::read::<LayerRecord>("layer", &path) {
                 Ok(record) if record.chain.hex() == hex && directory.join(hex).is_dir() => {
-                    layers.insert(record.chain.clone(), Shelved { record, holders: 0 });
+                    let shelved = Shelved { record, holders: 0, damaged: false };
+                    if suspicious
+                        && let Some(what) = differences(&directory, &shelved.record, Depth::Sizes)?
+                    {
+                        lost.push(format!("layer {}: {}", shelved.record.chain, what.join("; ")));
+                        layout::remove_file(&path)?;
+                    } else {
+                        layers.insert(shelved.record.chain.clone(), shelved);
+                    }
                 }
                 Ok(_) => layout::remove_file(&path)?,
                 Err(damage) => {
@@ -66,9 +81,11 @@ impl Shelf {
             }
         }
         for name in names.iter().filter(|name| !name.ends_with(RECORD)) {
+            let name = name.strip_suffix(INVENTORY).unwrap_or(name);
             let known = layers.keys().any(|chain| chain.hex() == name);
-            if !known && !name.starts_with(BAD) {
+            if !known && !name.starts_with(BAD) && name != EMPTY {
                 layout::remove_tree(&directory.join(name))?;
+                layout::remove_file(&directory.join(format!("{name}{INVENTORY}")))?;
             }
         }
         Ok((Arc::new(Shelf { directory, layers: Mutex::new(layers) }), lost))
@@ -91,6 +108,30 @@ impl Shelf {
             }
         }
         Some(Hold { shelf: Arc::clone(self), chains: chains.to_vec() })
+    }
+
+    /// Holds one layer, unless it is known to be damaged.
+    pub(crate) fn hold_sound(self: &Arc<Self>, chain: &ChainId) -> Option<Hold> {
+        if self.is_damaged(chain) { None } else { self.hold(std::slice::from_ref(chain)) }
+    }
+
+    pub(crate) fn is_damaged(&self, chain: &ChainId) -> bool {
+        self.lock().get(chain).is_some_and(|layer| layer.damaged)
+    }
+
+    /// Compares a layer with its inventory, every byte; a damaged one is made again by the next
+    /// pull. `None`: it is as it was made. Blocks, for long.
+    pub(crate) fn verify(&self, chain: &ChainId) -> Result<Option<Vec<String>>, Error> {
+        let Some(record) = self.lock().get(chain).map(|layer| layer.record.clone()) else {
+            return Ok(None);
+        };
+        let found = differences(&self.directory, &record, Depth::Bytes)?;
+        if found.is_some()
+            && let Some(layer) = self.lock().get_mut(chain)
+        {
+            layer.damaged = true;
+        }
+        Ok(found)
     }
 
     /// Holds a layer and all the layers it stands on, lowest first.
@@ -129,17 +170,30 @@ impl Shelf {
     ) -> Result<Hold, Error> {
         let chain = record.chain.clone();
         let mut layers = self.lock();
+        let mut holders = 0;
+        if let Some(layer) = layers.get(&chain).filter(|layer| layer.damaged) {
+            // Containers still read from it: swept when the service opens.
+            holders = layer.holders;
+            let dead = self.directory.join(format!("{DEAD}{}", nonce()));
+            let path = self.path(&chain);
+            fs::rename(&path, &dead).map_err(|e| Error::io("rename", &path, e))?;
+            layers.remove(&chain);
+        }
         if let Some(layer) = layers.get_mut(&chain) {
             layer.holders += 1;
         } else {
             let path = self.path(&chain);
             fs::rename(&staging.path, &path).map_err(|e| Error::io("rename to", &path, e))?;
-            let aside = staging.record_path();
+            let from = [INVENTORY, RECORD].map(|end| beside(&staging.path, end));
             staging.path.clone_from(&path); // what is removed if the next step fails
-            let file = self.record_path(&chain);
-            fs::rename(&aside, &file).map_err(|e| Error::io("rename to", &file, e))?;
+            // The record last: it says that the others are there.
+            for (from, end) in from.iter().zip([INVENTORY, RECORD]) {
+                let to = beside(&path, end);
+                fs::rename(from, &to).map_err(|e| Error::io("rename to", &to, e))?;
+            }
             staging.armed = false;
-            layers.insert(chain.clone(), Shelved { record, holders: 1 });
+            holders += 1;
+            layers.insert(chain.clone(), Shelved { record, holders, damaged: false });
         }
         drop(layers);
         Ok(Hold { shelf: Arc::clone(self), chains: vec![chain] })
@@ -173,10 +227,6 @@ impl Shelf {
         idle.iter().filter_map(|chain| self.bury(&mut layers, chain)).collect()
     }
 
-    fn record_path(&self, chain: &ChainId) -> PathBuf {
-        self.directory.join(format!("{}{RECORD}", chain.hex()))
-    }
-
     fn let_go(&self, chains: &[ChainId]) -> Vec<PathBuf> {
         let mut layers = self.lock();
         let mut dead = Vec::new();
@@ -197,7 +247,8 @@ impl Shelf {
         let path = self.path(chain);
         let dead = self.directory.join(format!("{DEAD}{}", nonce()));
         // The record first: a directory without one is swept, a record without one misleads.
-        let _ = fs::remove_file(self.record_path(chain));
+        let _ = fs::remove_file(beside(&path, RECORD));
+        let _ = fs::remove_file(beside(&path, INVENTORY));
         // On a full disk the rename may be refused; then it is removed where it stands.
         Some(if fs::rename(&path, &dead).is_ok() { dead } else { path })
     }
@@ -225,6 +276,11 @@ impl Hold {
 }
 
 impl Kept {
+    /// Lowest first.
+    pub(crate) fn chains(&self) -> &[ChainId] {
+        &self.chains
+    }
+
     pub(crate) fn regain(self) -> Hold {
         Hold { shelf: self.shelf, chains: self.chains }
     }
@@ -243,18 +299,19 @@ impl Drop for Hold {
 }
 
 impl Staging {
-    /// Writes the layer's record beside the directory; the sync of the whole image covers it.
-    pub(crate) fn describe(&self, record: &LayerRecord) -> Result<(), Error> {
-        let path = self.record_path();
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the layer's record and inventory beside the directory; the sync of the whole image
+    /// covers them.
+    pub(crate) fn describe(&self, record: &LayerRecord, inventory: &[u8]) -> Result<(), Error> {
+        let path = beside(&self.path, INVENTORY);
+        fs::write(&path, inventory).map_err(|e| Error::io("write", &path, e))?;
+        let path = beside(&self.path, RECORD);
         let bytes = record::seal("layer", record)
             .map_err(|e| Error::io("seal", &path, std::io::Error::other(e.to_string())))?;
         fs::write(&path, bytes).map_err(|e| Error::io("write", &path, e))
-    }
-
-    fn record_path(&self) -> PathBuf {
-        let mut path = self.path.clone().into_os_string();
-        path.push(RECORD);
-        path.into()
     }
 
     pub(crate) fn open(&self) -> Result<OwnedFd, Error> {
@@ -267,10 +324,11 @@ impl Drop for Staging {
         if !self.armed {
             return;
         }
-        let (path, record) = (self.path.clone(), self.record_path());
+        let path = self.path.clone();
         // What this misses is swept at the next start.
         let _ = std::thread::Builder::new().name("layer-remove".into()).spawn(move || {
-            let _ = layout::remove_file(&record);
+            let _ = layout::remove_file(&beside(&path, RECORD));
+            let _ = layout::remove_file(&beside(&path, INVENTORY));
             let _ = layout::remove_tree(&path);
         });
     }
@@ -283,5 +341,36 @@ pub(crate) fn remove_all(paths: &[PathBuf]) -> Result<(), Error> {
     failures.into_iter().next().map_or(Ok(()), Err)
 }
 
+/// How a layer differs from its inventory; `None`: not at all, or it has none.
+fn differences(
+    directory: &Path,
+    record: &LayerRecord,
+    depth: Depth,
+) -> Result<Option<Vec<String>>, Error> {
+    let Some(promised) = &record.inventory else { return Ok(None) };
+    let path = directory.join(record.chain.hex());
+    let damaged = |what: &str| Ok(Some(vec![format!("its inventory {what}")]));
+    let sealed = match fs::read(beside(&path, INVENTORY)) {
+        Ok(sealed) if Digest::of(&sealed) == *promised => sealed,
+        Ok(_) => return damaged("is damaged"),
+        Err(e) => return damaged(&e.to_string()),
+    };
+    let layer = crate::layer::open_directory_path(&path);
+    let compared = inventory::unseal(&sealed)
+        .and_then(|text| inventory::compare(layer?.as_fd(), &text, depth));
+    // A disk that cannot be read is as bad as one that lies.
+    let found = compared.unwrap_or_else(|e| vec![e.to_string()]);
+    Ok((!found.is_empty()).then_some(found))
+}
+
+/// A file of a layer beside its directory.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(ending);
+    path.into()
+}
+
 /// The ending of a layer's record, beside its directory.
 const RECORD: &str = ".layer";
+/// The ending of a layer's inventory, beside its directory.
+const INVENTORY: &str = ".files";

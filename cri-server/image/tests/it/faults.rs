@@ -516,3 +516,118 @@ async fn twenty_pulls_of_one_image_send_it_once() {
     let whole = (image.layers[0].bytes.len() + 10_000) as u64;
     assert!(sent <= whole * 102 / 100, "{sent} of {whole}");
 }
+
+#[tokio::test]
+async fn a_layer_on_different_parents_is_downloaded_once_for_all_images() {
+    let big = Layer::new().file("big", 0o644, &noise(3_000_000)).gzip();
+    let on = |name: &str| {
+        let base = Layer::new().file(name, 0o644, name.as_bytes()).gzip();
+        Image::new(vec![base, big.clone()])
+    };
+    let images = ["one", "two", "three"].map(on);
+    let served = images.clone();
+    let rule = move |r: &Request| {
+        // Each name has its own image; the blobs are everybody's.
+        let of = |image: &Image, name: &str| {
+            r.target.contains(&format!("/{name}/")).then(|| honest(image, r))
+        };
+        let mut reply = ["one", "two", "three"].iter().zip(&served).find_map(|(n, i)| of(i, n))?;
+        if r.is_blob(&served[0], 1) {
+            reply.trickle = Some((reply.body.len() - 20, Duration::from_millis(10)));
+        }
+        Some(reply)
+    };
+    let (faulty, node) = (Faulty::start(images[0].clone(), rule).await, Node::new().await);
+    let names = ["one", "two", "three"].map(|name| faulty.name(&format!("{name}:v")));
+    let pulls = names.iter().map(|name| node.service.pull(name, None));
+    for (result, image) in futures::future::join_all(pulls).await.into_iter().zip(&images) {
+        assert_eq!(result.unwrap().as_str(), image.id());
+    }
+    let digest = super::build::digest(&big.bytes);
+    assert_eq!(faulty.count(&digest), 1, "one request for the shared blob");
+    assert!(*faulty.sent.lock().unwrap() < big.bytes.len() as u64 * 102 / 100 + 10_000);
+}
+
+#[tokio::test]
+async fn closing_keeps_what_has_arrived_for_the_next_start() {
+    let image = Image::new(vec![Layer::new().file("a", 0o644, &noise(8_000_000)).gzip()]);
+    let whole = image.layers[0].bytes.len();
+    let this = image.clone();
+    let stalled = Arc::new(AtomicUsize::new(1));
+    let stall = Arc::clone(&stalled);
+    let rule = move |r: &Request| {
+        let mut reply = honest(&this, r);
+        if r.is_blob(&this, 0) && stall.load(Ordering::SeqCst) == 1 {
+            reply.trickle = Some((whole * 9 / 10, Duration::from_secs(3600)));
+        }
+        Some(reply)
+    };
+    let (faulty, node) = (Faulty::start(image, rule).await, Node::new().await);
+    let name = faulty.name("app:v");
+    let pulling = tokio::spawn({
+        let (service, name) = (node.service.clone(), name.clone());
+        async move { service.pull(&name, None).await }
+    });
+    let near = |pull: &image::PullProgress| pull.bytes_here >= whole as u64 * 8 / 10;
+    while !node.service.pulls().iter().any(near) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let progress = node.service.pulls_of(&name).remove(0);
+    assert_eq!((progress.layers, progress.layers_done), (1, 0));
+    assert_eq!((progress.bytes, progress.stage), (whole as u64, image::PullStage::Fetching));
+    node.service.close().await.unwrap();
+    let error = pulling.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    assert!(node.service.pulls().is_empty());
+    let node = node.restart().await;
+    stalled.store(0, Ordering::SeqCst);
+    *faulty.sent.lock().unwrap() = 0;
+    node.service.pull(&name, None).await.unwrap();
+    let sent = usize::try_from(*faulty.sent.lock().unwrap()).unwrap();
+    assert!(sent < whole * 21 / 100, "{sent} bytes again of {whole}");
+    assert!(node.service.received_bytes() < whole as u64 * 21 / 100);
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_went_stale_is_replaced() {
+    let image = small();
+    let drops = AtomicUsize::new(0);
+    let this = image.clone();
+    let rule = move |r: &Request| {
+        let mut reply = honest(&this, r);
+        if r.is_blob(&this, 0) && drops.fetch_add(1, Ordering::SeqCst) == 0 {
+            reply.hang_up = true;
+        }
+        Some(reply)
+    };
+    let (faulty, node) = (Faulty::start(image, rule).await, Node::new().await);
+    node.service.pull(&faulty.name("app:v"), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_pull_would_do_is_explained_without_doing_it() {
+    let image = small();
+    let good = Faulty::start(image.clone(), |_| None).await;
+    let bad = Faulty::start(image, |_| Some(Reply::new(404, b""))).await;
+    let node = Node::new().await;
+    node.hosts(
+        "r.example",
+        &format!(
+            "server = 'http://{}'\n[host.'http://{}']\ncapabilities = ['pull']\n",
+            good.address, bad.address
+        ),
+    );
+    let explained = node.service.explain("r.example/app:v", Some(auth("u", SECRET))).await.unwrap();
+    assert_eq!(explained.len(), 1);
+    assert_eq!(explained[0].reference, "r.example/app:v");
+    let [mirror, server] = &explained[0].endpoints[..] else { panic!("{explained:?}") };
+    assert!(mirror.mirror && !mirror.resolve && mirror.url.contains(&bad.address));
+    assert!(mirror.answer.as_ref().unwrap_err().contains("404"), "{mirror:?}");
+    assert_eq!(mirror.login, Ok(image::LoginSource::Nobody), "not meant for a mirror");
+    assert!(mirror.named_in.as_ref().unwrap().ends_with("r.example/hosts.toml"));
+    assert!(!server.mirror && server.insecure);
+    assert!(server.answer.as_ref().unwrap().starts_with("sha256:"), "{server:?}");
+    assert_eq!(server.login, Ok(image::LoginSource::Caller));
+    assert!(!format!("{explained:?}").contains(SECRET));
+    node.assert_empty();
+}

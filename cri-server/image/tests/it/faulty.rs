@@ -31,6 +31,8 @@ pub(crate) struct Reply {
     pub(crate) cut: Option<usize>,
     /// Wait this long after each byte beyond the first `fast`.
     pub(crate) trickle: Option<(usize, Duration)>,
+    /// Close the connection without a word.
+    pub(crate) hang_up: bool,
 }
 
 type Rule = Arc<dyn Fn(&Request) -> Option<Reply> + Send + Sync>;
@@ -45,7 +47,7 @@ pub(crate) struct Faulty {
 impl Reply {
     pub(crate) fn new(status: u16, body: &[u8]) -> Reply {
         let (headers, body) = (Vec::new(), body.to_vec());
-        Reply { status, headers, body, length: None, cut: None, trickle: None }
+        Reply { status, headers, body, length: None, cut: None, trickle: None, hang_up: false }
     }
 
     pub(crate) fn with(mut self, name: &str, value: &str) -> Reply {
@@ -134,6 +136,9 @@ async fn serve(
         let Some(request) = read(&mut stream).await? else { return Ok(()) };
         seen.lock().unwrap().push(request.clone());
         let reply = rule(&request).unwrap_or_else(|| honest(image, &request));
+        if reply.hang_up {
+            return stream.shutdown().await;
+        }
         let mut head = format!("HTTP/1.1 {} X\r\n", reply.status);
         for (name, value) in &reply.headers {
             head.push_str(&format!("{name}: {value}\r\n"));

@@ -4,12 +4,16 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod build;
+mod crash;
 mod disk;
+mod export;
 mod faults;
 mod faulty;
 mod hostile;
 mod import;
+mod mounts;
 mod node;
+mod policy;
 mod pull;
 mod registry;
 mod tls;

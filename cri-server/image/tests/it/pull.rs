@@ -321,3 +321,75 @@ async fn pinned_images_are_shown_as_such() {
     node.service.pull(&registry.name("keep/app:v"), None).await.unwrap();
     assert!(node.service.list()[0].pinned);
 }
+
+#[tokio::test]
+async fn lazy_formats_are_plain_layers_here() {
+    let (registry, node) = (Registry::start().await, Node::new().await);
+    let parts = Layer::new().file("a", 0o644, b"aaa").file("b", 0o644, b"bbb").tar();
+    // eStargz: one gzip member per file. zstd:chunked: frames, and a table in skippable ones.
+    let estargz = [super::build::gzip(&parts[..1024]), super::build::gzip(&parts[1024..])].concat();
+    let frame = |bytes: &[u8]| zstd::encode_all(bytes, 3).unwrap();
+    let skippable = |bytes: &[u8]| {
+        let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
+        [&[0x50, 0x2a, 0x4d, 0x18], length.as_slice(), bytes].concat()
+    };
+    let table = skippable(b"table of contents");
+    let chunked = [frame(&parts[..1024]), frame(&parts[1024..]), table].concat();
+    for (tag, bytes, media_type) in
+        [("estargz", estargz, super::build::GZIP), ("chunked", chunked, super::build::ZSTD)]
+    {
+        let blob = super::build::Blob { bytes, plain: parts.clone(), media_type };
+        registry.push("lazy", tag, &Image::new(vec![blob])).await;
+        let id = node.service.pull(&registry.name(&format!("lazy:{tag}")), None).await.unwrap();
+        let snapshot = node.service.prepare(tag, &id).await.unwrap();
+        assert_eq!(std::fs::read(snapshot.lowers[0].join("b")).unwrap(), b"bbb", "{tag}");
+    }
+}
+
+#[tokio::test]
+async fn an_artifact_is_a_directory_of_its_files() {
+    let (registry, node) = (Registry::start().await, Node::new().await);
+    let (empty, long) = (b"{}", format!("{}/{}", "d".repeat(60), "f".repeat(60)));
+    let files = [("model.bin", &b"weights"[..]), (long.as_str(), b"long"), ("same", b"weights")];
+    registry.push_blob("model", empty).await;
+    let mut layers = Vec::new();
+    for (title, bytes) in files {
+        registry.push_blob("model", bytes).await;
+        let mut layer = super::build::descriptor("application/vnd.example.weights", bytes);
+        layer["annotations"] = serde_json::json!({"org.opencontainers.image.title": title});
+        layers.push(layer);
+    }
+    let manifest = |layers: &serde_json::Value| {
+        serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": super::build::OCI_MANIFEST,
+            "artifactType": "application/vnd.example.model",
+            "config": super::build::descriptor("application/vnd.oci.empty.v1+json", empty),
+            "layers": layers,
+        })
+        .to_string()
+    };
+    let kind = super::build::OCI_MANIFEST;
+    let good = manifest(&layers.clone().into());
+    let pushed = registry.push_manifest("model", "v", kind, good.as_bytes()).await;
+    let id = node.service.pull(&registry.name("model:v"), None).await.unwrap();
+    assert_eq!(id.as_str(), pushed, "it is known by its manifest");
+    let node = node.restart().await;
+    assert!(node.service.lost().is_empty(), "{:?}", node.service.lost());
+    let archive = Image::busybox().docker_save(&["own"]);
+    let own = node.service.import(archive.as_slice(), None).await.unwrap().remove(0).id;
+    node.service.prepare("c", &own).await.unwrap();
+    let volume = node.service.volume("c", &id, std::path::Path::new(""), None).await.unwrap();
+    for (title, bytes) in files {
+        let file =
+            rustix::fs::openat(&volume, title, rustix::fs::OFlags::RDONLY, 0.into()).unwrap();
+        let text = std::io::read_to_string(std::fs::File::from(file)).unwrap();
+        assert_eq!(text.as_bytes(), bytes, "{title}");
+    }
+    // A title may not lead out.
+    layers[0]["annotations"]["org.opencontainers.image.title"] = "../../escape".into();
+    let bad = manifest(&layers.into());
+    registry.push_manifest("model", "bad", kind, bad.as_bytes()).await;
+    let error = node.service.pull(&registry.name("model:bad"), None).await.unwrap_err();
+    assert_eq!(error.kind(), image::ErrorKind::BadContent, "{error}");
+}

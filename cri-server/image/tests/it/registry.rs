@@ -84,6 +84,12 @@ impl Registry {
         assert_eq!(answer.status(), 201);
     }
 
+    pub(crate) async fn manifest(&self, name: &str, tag: &str) -> Vec<u8> {
+        let url = format!("http://{}/v2/{name}/manifests/{tag}", self.address);
+        let request = self.client.get(url).header("accept", OCI_MANIFEST);
+        request.send().await.unwrap().bytes().await.unwrap().to_vec()
+    }
+
     pub(crate) async fn push_manifest(
         &self,
         name: &str,

@@ -1,11 +1,16 @@
 //! `lapstrake images`: what the daemon's image store holds, and how it gets there.
 
+mod export;
+mod login;
+mod pull;
+mod uses;
+mod verify;
+
 use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Instant,
 };
 
 use proto::{
@@ -18,6 +23,9 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
+pub(crate) use login::{Error as LoginError, Login};
+pub(crate) use pull::pull_with_notes;
+
 use super::{
     client::{self, Client},
     console::{self, Progress},
@@ -29,9 +37,6 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 /// Chunks that may wait for the daemon: reading goes on while it writes.
 const CHUNKS_WAITING_MAX: usize = 4;
-
-/// User name and password are short; a larger file is the wrong one.
-const CREDENTIALS_BYTES_MAX: u64 = 64 << 10;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -46,7 +51,7 @@ pub(crate) struct Args {
 enum Verb {
     /// Import a `docker save` or OCI archive
     Import {
-        /// The archive, gzipped or not; - reads standard input
+        /// The archive, gzipped or not, or a directory in the OCI layout; - reads standard input
         #[arg(value_name = "FILE")]
         file: PathBuf,
 
@@ -59,11 +64,34 @@ enum Verb {
         #[arg(value_name = "REF")]
         reference: String,
 
-        /// A file that holds USER:PASSWORD; - reads standard input
-        #[arg(long, value_name = "FILE")]
-        creds: Option<PathBuf>,
+        #[command(flatten)]
+        login: Login,
     },
-    /// List images
+    /// Write images into an archive that any image tool reads
+    Export {
+        #[arg(required = true, value_name = "REF")]
+        references: Vec<String>,
+
+        /// The archive; - writes to standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Keep images from the kubelet's garbage collection
+    Pin {
+        #[arg(required = true, value_name = "REF")]
+        references: Vec<String>,
+
+        /// No longer
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Compare images on disk, byte by byte, with what was written when they were made
+    Verify {
+        /// All images when none is given
+        #[arg(value_name = "REF")]
+        references: Vec<String>,
+    },
+    /// List images, and who uses them since when
     Ls {
         /// As JSON, with whole ids and sizes in bytes
         #[arg(long)]
@@ -82,8 +110,12 @@ pub(crate) enum Error {
     Client(#[from] client::Error),
     #[error("read {}: {source}", input::name(path))]
     Read { path: PathBuf, source: io::Error },
-    #[error("credentials in {}: {problem}", input::name(path))]
-    Credentials { path: PathBuf, problem: &'static str },
+    #[error(transparent)]
+    Login(#[from] login::Error),
+    #[error("write {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{0} of the images are damaged; pull them again to make the layers anew")]
+    Damaged(usize),
     #[error("there is no image {0:?}; `lapstrake images ls` shows what there is")]
     Absent(String),
     #[error("write to standard output: {0}")]
@@ -94,8 +126,12 @@ impl Error {
     pub(crate) fn is_usage(&self) -> bool {
         match self {
             Self::Client(error) => error.is_usage(),
-            Self::Credentials { .. } => true,
-            Self::Read { .. } | Self::Absent(_) | Self::Output(_) => false,
+            Self::Login(error) => error.is_usage(),
+            Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Absent(_)
+            | Self::Damaged(_)
+            | Self::Output(_) => false,
         }
     }
 }
@@ -103,11 +139,18 @@ impl Error {
 pub(crate) async fn images(args: Args) -> Result<ExitCode, Error> {
     match args.verb {
         Verb::Import { file, name } => import(&args.daemon, &file, name).await,
-        Verb::Pull { reference, creds } => pull(&args.daemon, &reference, creds.as_deref()).await,
+        Verb::Pull { reference, login } => pull::pull(&args.daemon, &reference, &login).await,
+        Verb::Export { references, output } => {
+            export::export(&args.daemon, references, &output).await
+        }
+        Verb::Pin { references, undo } => pin(&args.daemon, &references, !undo).await,
+        Verb::Verify { references } => verify::verify(&args.daemon, references).await,
         Verb::Ls { json } => {
-            let images = Client::connect(&args.daemon).await?.list_images().await?;
-            console::out(if json { render_json(&images) } else { render(&images) })
-                .map_err(Error::Output)
+            let client = Client::connect(&args.daemon).await?;
+            let images = client.list_images().await?;
+            let uses = uses::Uses::of(&client).await?;
+            let text = if json { render_json(&images, &uses) } else { render(&images, &uses) };
+            console::out(text).map_err(Error::Output)
         }
         Verb::Rm { references } => remove(&args.daemon, &references).await,
     }
@@ -116,6 +159,9 @@ pub(crate) async fn images(args: Args) -> Result<ExitCode, Error> {
 
 async fn import(daemon: &client::Daemon, file: &Path, name: Option<String>) -> Result<(), Error> {
     let failed = |source| Error::Read { path: file.to_path_buf(), source };
+    if file.is_dir() {
+        return import_directory(daemon, file, name).await;
+    }
     let archive = input::open(file).await.map_err(failed)?;
     // A pipe has no length to tell.
     let about = archive.metadata().await.map_err(failed)?;
@@ -130,6 +176,40 @@ async fn import(daemon: &client::Daemon, file: &Path, name: Option<String>) -> R
         StreamError::Read(source) => failed(source),
         StreamError::Client(error) => error.into(),
     })?;
+    tell(imported)
+}
+
+/// A directory in the OCI layout, as the archive of it.
+async fn import_directory(
+    daemon: &client::Daemon,
+    directory: &Path,
+    name: Option<String>,
+) -> Result<(), Error> {
+    let failed = |source| Error::Read { path: directory.to_path_buf(), source };
+    let mut tar = tokio::process::Command::new("tar")
+        .arg("-C")
+        .arg(directory)
+        .args(["-cf", "-", "."])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    let archive = tar.stdout.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+    let client = Client::connect(daemon).await?;
+    let source = Source {
+        object: &format!("directory {}", directory.display()),
+        name: name.unwrap_or_default(),
+        progress: Progress::start(format!("importing {}", directory.display()), None),
+    };
+    let imported = stream(&client, archive, source).await.map_err(|error| match error {
+        StreamError::Read(source) => failed(source),
+        StreamError::Client(error) => error.into(),
+    })?;
+    tell(imported)
+}
+
+fn tell(imported: Vec<ImportedImage>) -> Result<(), Error> {
     for image in imported {
         let names =
             if image.names.is_empty() { "<none>".to_owned() } else { image.names.join(" ") };
@@ -195,52 +275,13 @@ async fn send(
     }
 }
 
-async fn pull(daemon: &client::Daemon, reference: &str, creds: Option<&Path>) -> Result<(), Error> {
-    let auth = match creds {
-        Some(path) => Some(credentials(path).await?),
-        None => None,
-    };
+async fn pin(daemon: &client::Daemon, references: &[String], pinned: bool) -> Result<(), Error> {
     let client = Client::connect(daemon).await?;
-    let image = pull_with_notes(&client, reference, auth).await?;
-    console::out(image).map_err(Error::Output)
-}
-
-/// Pulls and says so; answers the image's reference.
-pub(crate) async fn pull_with_notes(
-    client: &Client,
-    reference: &str,
-    auth: Option<cri::AuthConfig>,
-) -> Result<String, client::Error> {
-    console::note(format!("pulling {reference}"));
-    let began = Instant::now();
-    let image = client.pull_image(reference, auth).await?;
-    console::note(format!("pulled {reference} in {:.1} s", began.elapsed().as_secs_f64()));
-    Ok(image)
-}
-
-async fn credentials(path: &Path) -> Result<cri::AuthConfig, Error> {
-    let failed = |source| Error::Read { path: path.to_path_buf(), source };
-    let mut text = String::new();
-    let file = input::open(path).await.map_err(failed)?;
-    file.take(CREDENTIALS_BYTES_MAX).read_to_string(&mut text).await.map_err(failed)?;
-    parse_credentials(&text)
-        .map_err(|problem| Error::Credentials { path: path.to_path_buf(), problem })
-}
-
-/// A password may contain anything but the end of the line.
-fn parse_credentials(text: &str) -> Result<cri::AuthConfig, &'static str> {
-    let line = text.trim_end_matches(['\r', '\n']);
-    if line.contains('\n') {
-        return Err("must be one line");
+    for reference in references {
+        let id = client.pin_image(reference, pinned).await?;
+        console::out(id).map_err(Error::Output)?;
     }
-    match line.split_once(':') {
-        Some((username, password)) if !username.is_empty() => Ok(cri::AuthConfig {
-            username: username.to_owned(),
-            password: password.to_owned(),
-            ..Default::default()
-        }),
-        _ => Err("must be USER:PASSWORD"),
-    }
+    Ok(())
 }
 
 async fn remove(daemon: &client::Daemon, references: &[String]) -> Result<(), Error> {
@@ -255,17 +296,19 @@ async fn remove(daemon: &client::Daemon, references: &[String]) -> Result<(), Er
     Ok(())
 }
 
-fn render(images: &[cri::Image]) -> String {
+fn render(images: &[cri::Image], uses: &uses::Uses) -> String {
     let mut rows = Vec::new();
     for image in images {
         let id = console::short_id(&image.id).to_owned();
         let size = console::size(image.size);
+        let pinned = if image.pinned { "yes" } else { "" };
         for (name, tag) in names(image) {
-            rows.push([name, tag, id.clone(), size.clone()]);
+            let used = uses.words(&image.id);
+            rows.push([name, tag, id.clone(), size.clone(), pinned.to_owned(), used]);
         }
     }
     rows.sort();
-    console::table(["IMAGE", "TAG", "ID", "SIZE"], &rows)
+    console::table(["IMAGE", "TAG", "ID", "SIZE", "PINNED", "USED BY"], &rows)
 }
 
 /// Repository and tag of every name; an image known by digest alone has no tag.
@@ -287,7 +330,7 @@ fn names(image: &cri::Image) -> Vec<(String, String)> {
     names
 }
 
-fn render_json(images: &[cri::Image]) -> String {
+fn render_json(images: &[cri::Image], uses: &uses::Uses) -> String {
     let mut by_id = BTreeMap::new();
     for image in images {
         by_id.insert(
@@ -298,6 +341,7 @@ fn render_json(images: &[cri::Image]) -> String {
                 "repoDigests": image.repo_digests,
                 "size": image.size,
                 "pinned": image.pinned,
+                "usedBy": uses.json(&image.id),
             }),
         );
     }
@@ -309,7 +353,7 @@ fn render_json(images: &[cri::Image]) -> String {
 mod tests {
     use futures::StreamExt;
     use proto::admin::v1::{
-        ImportImagesResponse,
+        self as admin, ImportImagesResponse,
         admin_server::{Admin, AdminServer},
     };
     use tokio_stream::wrappers::UnixListenerStream;
@@ -334,9 +378,9 @@ mod tests {
             image(&[], &[]),
         ];
         assert_eq!(
-            render(&images),
+            render(&images, &uses::Uses::default()),
             "\
-IMAGE                TAG     ID            SIZE
+IMAGE                TAG     ID            SIZE    PINNED  USED BY
 <none>               <none>  0123456789ab  4.3 MB
 docker.io/library/a  latest  0123456789ab  4.3 MB
 localhost:5000/b     2       0123456789ab  4.3 MB
@@ -346,19 +390,10 @@ quay.io/c            <none>  0123456789ab  4.3 MB"
 
     #[test]
     fn json_has_whole_ids_and_sizes() {
-        let text = render_json(&[image(&["a:1"], &[])]);
+        let text = render_json(&[image(&["a:1"], &[])], &uses::Uses::default());
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["images"][0]["id"], "sha256:0123456789abcdef");
         assert_eq!(value["images"][0]["size"], 4_260_000);
-    }
-
-    #[test]
-    fn a_password_may_contain_colons() {
-        let auth = parse_credentials("me:se:cr et\n").unwrap();
-        assert_eq!((auth.username.as_str(), auth.password.as_str()), ("me", "se:cr et"));
-        for text in ["", "me", ":secret", "me:a\nyou:b"] {
-            assert!(parse_credentials(text).is_err(), "{text:?} was accepted");
-        }
     }
 
     #[tokio::test]
@@ -396,6 +431,45 @@ quay.io/c            <none>  0123456789ab  4.3 MB"
             _: tonic::Request<proto::admin::v1::SetLogLevelRequest>,
         ) -> Result<tonic::Response<proto::admin::v1::SetLogLevelResponse>, tonic::Status> {
             Err(tonic::Status::unimplemented("not asked for here"))
+        }
+
+        type ExportImagesStream =
+            ReceiverStream<Result<admin::ExportImagesResponse, tonic::Status>>;
+        type WatchPullsStream = ReceiverStream<Result<admin::WatchPullsResponse, tonic::Status>>;
+
+        async fn export_images(
+            &self,
+            _: tonic::Request<admin::ExportImagesRequest>,
+        ) -> Result<tonic::Response<Self::ExportImagesStream>, tonic::Status> {
+            Err(tonic::Status::unimplemented("ExportImages"))
+        }
+
+        async fn watch_pulls(
+            &self,
+            _: tonic::Request<admin::WatchPullsRequest>,
+        ) -> Result<tonic::Response<Self::WatchPullsStream>, tonic::Status> {
+            Err(tonic::Status::unimplemented("WatchPulls"))
+        }
+
+        async fn explain_image(
+            &self,
+            _: tonic::Request<admin::ExplainImageRequest>,
+        ) -> Result<tonic::Response<admin::ExplainImageResponse>, tonic::Status> {
+            Err(tonic::Status::unimplemented("ExplainImage"))
+        }
+
+        async fn verify_image(
+            &self,
+            _: tonic::Request<admin::VerifyImageRequest>,
+        ) -> Result<tonic::Response<admin::VerifyImageResponse>, tonic::Status> {
+            Err(tonic::Status::unimplemented("VerifyImage"))
+        }
+
+        async fn pin_image(
+            &self,
+            _: tonic::Request<admin::PinImageRequest>,
+        ) -> Result<tonic::Response<admin::PinImageResponse>, tonic::Status> {
+            Err(tonic::Status::unimplemented("PinImage"))
         }
 
         async fn import_images(
