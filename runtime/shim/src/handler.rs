@@ -192,7 +192,10 @@ fn last_error(log: &str) -> Option<String> {
     errors.next_back().and_then(|l| l["msg"].as_str().map(str::to_owned))
 }
 
-/// Rewrites the bundle's specification where this node cannot grant what it asks for.
+/// What every runtime takes: crun before 1.9 refuses later ones by their number, and none decides by it what a field means.
+const OCI_VERSION: &str = "1.0.2";
+
+/// Rewrites the bundle's specification: its version, and where this node cannot grant what it asks for.
 fn clamp_config(bundle: &Path) -> Result<(), Error> {
     const STAGE: &str = "read the specification";
     let path = bundle.join("config.json");
@@ -205,9 +208,9 @@ fn clamp_config(bundle: &Path) -> Result<(), Error> {
     let said = clamp::process(&mut config["process"]);
     if !said.is_empty() {
         note(&said.join("; "));
-        std::fs::write(&path, config.to_string()).map_err(failed)?;
     }
-    Ok(())
+    config["ociVersion"] = OCI_VERSION.into();
+    std::fs::write(&path, config.to_string()).map_err(failed)
 }
 
 /// The `process` object, saying of its terminal what is the case.
