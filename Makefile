@@ -51,7 +51,7 @@ test-runc:
 	E2E_REQUIRE_ROOT=1 E2E_HANDLER=/usr/sbin/runc LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim \
 		cargo test --release --locked -p e2e --test it -- container_lifecycle:: exec:: logs:: --test-threads $(TEST_THREADS)
 
-test-vm: need-test build ## the e2e ring in a QEMU guest: systemd, pure cgroup v2, AppArmor, a Debian kernel
+test-vm: need-test build ## e2e and kernel rings in a QEMU guest: systemd, pure cgroup v2, a Debian kernel
 	@if [ "$$(id -u)" != 0 ]; then echo "make test-vm: needs root to make the guest"; exit 1; fi
 	E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim \
 		cargo test --release --locked -p e2e --test it -- --ignored --nocapture vm::

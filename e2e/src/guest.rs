@@ -239,8 +239,14 @@ fn pack(payload: &Path, scratch: &Path, tests: &[Tests<'_>]) {
     for name in TASK {
         archive.append_path_with_name(recipe(name), format!("opt/guest/{name}")).unwrap();
     }
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/lapstrake.service");
-    archive.append_path_with_name(deploy, "etc/systemd/system/lapstrake.service").unwrap();
+    // Tests read what is shipped where the repository is; systemd finds the unit where users put it.
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    for dir in ["deploy", "e2e/guest"] {
+        let (here, inside) = (tree.join(dir), tree.strip_prefix("/").unwrap().join(dir));
+        archive.append_dir_all(inside, here).unwrap();
+    }
+    let unit = "etc/systemd/system/lapstrake.service";
+    archive.append_path_with_name(tree.join("deploy/lapstrake.service"), unit).unwrap();
     let settings = settings(tests);
     let mut header = tar::Header::new_gnu();
     header.set_size(settings.len() as u64);
