@@ -121,6 +121,9 @@ impl Order<'_> {
         if !node.pids(&plan.cgroup)?.is_empty() {
             return Err(Error::Occupied { id: self.args.id.clone(), group: plan.cgroup });
         }
+        if is_frozen(&node, &plan.cgroup) {
+            return Err(Error::Frozen { id: self.args.id.clone(), group: plan.cgroup });
+        }
         let undo = |_: &Error| end::clear_group(&node, &plan.cgroup, unit.as_ref());
         let scope = unit.as_ref().map(|unit| scope::start(unit, &plan.resources, &node));
         let scope = scope.transpose().inspect_err(undo)?;
@@ -210,6 +213,12 @@ impl Order<'_> {
             }
         }
     }
+}
+
+/// Whether the group or one above it that is there already is frozen: what is made in it would never say anything.
+fn is_frozen(node: &Hierarchies, group: &str) -> bool {
+    let above = Path::new(group).ancestors().filter(|path| path.parent().is_some());
+    above.map(|path| path.to_string_lossy()).any(|path| node.is_frozen(&path).unwrap_or(false))
 }
 
 fn run_creator(creation: &Creation<'_>, keep: &[i32]) -> i32 {

@@ -19,6 +19,10 @@ pub(crate) enum Error {
         "container {id:?}: container's cgroup is not empty: {group} holds processes of somebody else"
     )]
     Occupied { id: String, group: String },
+    #[error(
+        "container {id:?}: container's cgroup {group} unexpectedly frozen: nothing in it would run (thaw it first)"
+    )]
+    Frozen { id: String, group: String },
     #[error("container {id:?}: cannot exec in a paused container (resume it, or --ignore-paused)")]
     Paused { id: String },
     #[error("cannot {verb} container {id:?}: it is {status}")]

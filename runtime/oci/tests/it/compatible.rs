@@ -71,6 +71,22 @@ fn a_group_that_is_in_use_is_not_shared() {
 }
 
 #[test]
+fn a_group_that_is_frozen_is_refused_instead_of_waited_for() {
+    let Some(b) = Bundle::new("frozen", "true") else { return };
+    let node = cgroup::Hierarchies::detect().expect("cgroups");
+    let parent = format!("/{}", b.id);
+    for group in [parent.clone(), format!("{parent}/below")] {
+        node.create(&parent).expect("create");
+        node.freeze(&parent).expect("freeze");
+        b.change(|c| c["linux"]["cgroupsPath"] = group.clone().into());
+        let out = b.oci(&["run", &b.id]);
+        node.thaw(&parent).expect("thaw");
+        assert!(text(&out.stderr).contains("frozen"), "{group}: {out:?}");
+        node.remove(&parent).expect("remove");
+    }
+}
+
+#[test]
 fn kill_ends_all_of_a_container_that_shares_the_hosts_pids() {
     let Some(b) = Bundle::new("host-pids", "sleep 1000 & sleep 1000 & exec sleep 1000") else {
         return;
