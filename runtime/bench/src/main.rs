@@ -32,10 +32,13 @@ fn main() {
         .map_or_else(|| own.parent().unwrap().to_owned(), Into::into);
     let dir = tempfile::Builder::new().prefix("lapstrake-bench-").tempdir().unwrap();
     let bundle = Bundle::make(dir.path());
-    let mut peers = vec![Peer::plain(&bin.join("lapstrake-oci"))];
-    for (name, default, variable) in
-        [("runc", "/usr/sbin/runc", "PEER_RUNC"), ("crun", "/usr/bin/crun", "PEER_CRUN")]
-    {
+    let mut peers = Vec::new();
+    let ours = bin.join("lapstrake-oci").display().to_string();
+    for (name, default, variable) in [
+        ("lapstrake-oci", &*ours, "OURS"),
+        ("runc", "/usr/sbin/runc", "PEER_RUNC"),
+        ("crun", "/usr/bin/crun", "PEER_CRUN"),
+    ] {
         let path = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
         match Path::new(&path).exists() {
             true if name == "crun" => peers.push(Peer::crun(Path::new(&path))),
@@ -84,8 +87,8 @@ fn table(peers: &[Peer], times: &mut BTreeMap<String, Vec<Duration>>) {
             println!("  {what:44} {:6.3}  (bound {bound:5.3}: {verdict})", a / b);
         }
     };
-    let ours = peers[0].name.as_str();
     let named = |start: &str| peers.iter().find(|p| p.name.starts_with(start)).map(|p| &*p.name);
+    let ours = named("lapstrake-oci").unwrap_or("lapstrake-oci");
     if let Some(runc) = named("runc") {
         ratio("lapstrake-oci / runc", ours, runc, 1.0 / 8.0);
         ratio("shim's own path / runc", "shim", runc, 1.0 / 16.0);
