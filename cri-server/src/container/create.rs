@@ -210,7 +210,7 @@ async fn bring_up(
     };
     timeline.enter("snapshot");
     let snapshot = ctx.images.prepare(container.id.as_str(), &image.id).await?;
-    let trees = image_volumes::mounts(container)?;
+    let trees = image_volumes::mounts(ctx, sandbox, container).await?;
     let shim = ctx.live_shim(&sandbox.id).await?;
     if let Some(directory) = container.log_path.as_deref().and_then(Path::parent) {
         disk::create_dir_shared(directory)?;

@@ -2,6 +2,7 @@
 //! made.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use super::Container;
 use super::spec::Mount;
 use crate::app::Ctx;
 use crate::error::Error;
+use crate::sandbox::Sandbox;
 
 /// The image of each volume, by the volume's path. The kubelet has pulled it before.
 pub(crate) fn resolve(ctx: &Ctx, mounts: &[Mount]) -> Result<BTreeMap<String, String>, Error> {
@@ -27,13 +29,37 @@ pub(crate) fn resolve(ctx: &Ctx, mounts: &[Mount]) -> Result<BTreeMap<String, St
         .collect()
 }
 
-/// Read-only trees, attached nowhere yet, by the path of the volume.
-pub(crate) fn mounts(container: &Container) -> Result<Vec<(PathBuf, OwnedFd)>, Error> {
-    match container.image_volumes.keys().next() {
-        None => Ok(Vec::new()),
-        Some(path) => Err(Error::ImageVolume {
-            path: path.clone(),
-            problem: "image volumes are not served yet".to_owned(),
-        }),
+/// Read-only trees, attached nowhere yet, by the path of the volume. The container's own
+/// directories must be there: they keep the layers.
+pub(crate) async fn mounts(
+    ctx: &Ctx,
+    sandbox: &Sandbox,
+    container: &Container,
+) -> Result<Vec<(PathBuf, OwnedFd)>, Error> {
+    let mut trees = Vec::new();
+    for mount in &container.spec.mounts {
+        let Some(volume) = &mount.image else { continue };
+        let failed =
+            |problem: String| Error::ImageVolume { path: mount.container_path.clone(), problem };
+        let id = container.image_volumes.get(&mount.container_path);
+        let image = id.and_then(|id| ctx.images.find(id));
+        let image = image.ok_or_else(|| failed("its image was removed".to_owned()))?;
+        let users = match sandbox.spec.user_namespace {
+            None => None,
+            Some(_) => {
+                let path = format!("/proc/{}/ns/user", sandbox.pause_pid);
+                let opened = File::open(&path);
+                let opened =
+                    opened.map_err(|source| Error::io("open the user namespace", path, source))?;
+                Some(OwnedFd::from(opened))
+            }
+        };
+        let tree = ctx
+            .images
+            .volume(container.id.as_str(), &image.id, &volume.sub_path, users)
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        trees.push((PathBuf::from(&mount.container_path), tree));
     }
+    Ok(trees)
 }

@@ -15,6 +15,7 @@ mod events;
 mod exec;
 mod exec_pressure;
 mod foreign_runtimes;
+mod image_volumes;
 mod images;
 mod init;
 mod isolation;
