@@ -58,7 +58,7 @@ test-vm: need-test build ## e2e and kernel rings in a QEMU guest: systemd, pure 
 
 test-fast: ## the pure ring and the house rules: no root, no daemon
 	cargo test --locked -p e2e --test tidy
-	cargo test --locked -p lapstrake -p image -p protocol -p cgroup -p seccomp --bins --lib
+	cargo test --locked -p lapstrake -p image -p streaming -p protocol -p cgroup -p seccomp --bins --lib
 
 lint: ## format, clippy, and licences and spelling where the tools are installed
 	cargo fmt --all --check
@@ -89,6 +89,7 @@ bench: need-bench build ## side by side with what is installed of the peers
 	LAPSTRAKE_BIN_DIR=$(CURDIR)/$(BIN) cargo run --release --locked -p runtime-bench
 	cargo run --release --locked -p e2e --bin bench
 	cargo test --release --locked -p netplugin --test kernel -- --ignored --nocapture --test-threads 1
+	cargo run --release --locked -p e2e --bin bench-streaming
 
 need-build: ; @$(call install_packages,$(FOR_BUILD))
 need-run: ; @$(call install_packages,$(FOR_BUILD) $(FOR_RUN))

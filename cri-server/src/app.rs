@@ -33,6 +33,7 @@ use crate::store::disk;
 use crate::store::operations::Operations;
 use crate::store::recover;
 use crate::store::world::World;
+use crate::streaming::Streaming;
 
 /// How long calls under way may take to finish after SIGTERM. Whatever is cut off then is
 /// finished or taken back by the next start.
@@ -56,6 +57,7 @@ pub(crate) struct Ctx {
     pub(crate) links: Links,
     pub(crate) operations: Operations,
     pub(crate) locks: Locks,
+    pub(crate) streaming: Streaming,
     pub(crate) stops: Stops,
     pub(crate) exec_budget: ExecBudget,
     pub(crate) metrics: Metrics,
@@ -237,6 +239,8 @@ impl App {
             .with_context(|| format!("listen on {} for metrics", config.metrics_listen))?;
         let metrics_listener = metrics::tls::Front::new(metrics_listener, tls);
         let listener = bind(&config.listen)?;
+        let cgroups = runtime::cgroup::Hierarchies::detect().context("find the cgroups")?;
+        let cgroups = Arc::new(cgroups);
         let ctx = Arc::new(Ctx {
             node: node_facts(),
             apparmor: apparmor::Node::look(),
@@ -245,10 +249,11 @@ impl App {
             network,
             seccomp,
             shims,
-            cgroups: Arc::new(runtime::cgroup::Hierarchies::detect().context("find the cgroups")?),
+            cgroups: cgroups.clone(),
             links: Links::default(),
             operations: Operations::default(),
             locks: Locks::default(),
+            streaming: Streaming::new(&config, cgroups),
             stops: Stops::default(),
             exec_budget: ExecBudget::default(),
             metrics,
@@ -308,6 +313,7 @@ impl App {
             }
             Err(_) => tracing::warn!(seconds = DRAIN.as_secs(), "calls were still under way"),
         }
+        self.ctx.streaming.leave().await;
         let _ = std::fs::remove_file(&socket);
         // A node without pods keeps no trace of us.
         self.ctx.shims.prune();

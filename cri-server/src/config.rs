@@ -32,6 +32,7 @@ pub(crate) struct Config {
     pub(crate) images: Images,
     pub(crate) network: Network,
     pub(crate) runtime: Runtime,
+    pub(crate) streaming: crate::streaming::Settings,
 }
 
 /// Who may read metrics; `None` is no protection of that kind.
@@ -146,6 +147,7 @@ struct Raw {
     runtime: RawRuntime,
     metrics: RawMetrics,
     log: RawLog,
+    streaming: crate::streaming::Raw,
 }
 
 #[derive(Debug, Deserialize)]
@@ -429,6 +431,10 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
     let mode = raw.network.mode.parse::<Mode>();
     check("network.mode", mode.as_ref().map(|_| ()).map_err(Clone::clone));
     let mut cni = cni(&raw.network, &mut check);
+    let streaming = raw.streaming.resolve();
+    if let Err(problems) = &streaming {
+        mistakes.extend(problems.iter().map(|problem| format!("streaming.{problem}")));
+    }
     let ranges = parse_all::<IpNetwork>("network.ranges", &raw.network.ranges, &mut mistakes);
     let exclude = parse_all::<IpNetwork>("network.exclude", &raw.network.exclude, &mut mistakes);
     let no_masquerade =
@@ -438,8 +444,8 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
     if !mistakes.is_empty() {
         return Err(ConfigError { mistakes });
     }
-    let (Some(listen), Ok(metrics), Ok(mode), Ok(format), Ok(slow)) =
-        (socket, metrics, mode, format, slow)
+    let (Some(listen), Ok(metrics), Ok(mode), Ok(format), Ok(slow), Ok(streaming)) =
+        (socket, metrics, mode, format, slow, streaming)
     else {
         return Err(ConfigError { mistakes });
     };
@@ -456,6 +462,7 @@ fn resolve(raw: Raw, flags: &Flags) -> Result<Config, ConfigError> {
             }),
         },
         log: Log { level: raw.log.level, format, slow: (!slow.is_zero()).then_some(slow) },
+        streaming,
         images: Images {
             certs_d: raw.images.certs_d,
             registries_conf: raw.images.registries_conf,

@@ -36,6 +36,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Seccomp(#[from] seccomp::Error),
     #[error(transparent)]
+    Streaming(#[from] crate::streaming::Error),
+    #[error(transparent)]
     Image(#[from] image::Error),
     /// A fault of this node, whose own text names no image.
     #[error("pull of {reference}: {source}")]

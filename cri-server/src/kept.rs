@@ -54,7 +54,13 @@ impl Ctx {
         let (sandbox, object) = (sandbox.clone(), object.clone());
         tokio::spawn(async move {
             match shim.hold(object.as_str()).await {
-                Ok(held) => ctx.links.kept.keep(&sandbox, &object, held),
+                Ok(held) => {
+                    let snapshot = ctx.world.snapshot();
+                    let container = snapshot.containers.get(&object);
+                    let once = container.is_some_and(|container| container.spec.stdin_once);
+                    let held = if once { held.without_stdin() } else { held };
+                    ctx.links.kept.keep(&sandbox, &object, held);
+                }
                 // It has ended meanwhile, or its shim is too old: then it is lost with its shim, as it was before.
                 Err(error) => {
                     tracing::debug!(sandbox = %sandbox, %object, %error, "cannot be kept");

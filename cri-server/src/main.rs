@@ -21,6 +21,7 @@ mod share;
 mod shims;
 mod stats;
 mod store;
+mod streaming;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -47,6 +48,9 @@ enum Verb {
     /// What to do about this node's pod network while no daemon runs.
     #[command(subcommand)]
     Network(NetworkVerb),
+    /// Serve clients of exec, attach and port-forward; started by `serve`.
+    #[command(hide = true)]
+    Streaming(streaming::serve::Args),
     #[command(flatten)]
     Client(cli::Command),
 }
@@ -98,6 +102,7 @@ fn main() -> ExitCode {
             Ok(config) => reset_network(&config),
             Err(error) => fail(EX_USAGE, &error.to_string()),
         },
+        Verb::Streaming(args) => streaming(args),
         Verb::Client(command) => client(command),
     }
 }
@@ -105,6 +110,13 @@ fn main() -> ExitCode {
 fn fail(code: u8, message: &str) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "{message}");
     ExitCode::from(code)
+}
+
+fn streaming(args: streaming::serve::Args) -> ExitCode {
+    match streaming::serve::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &format!("lapstrake streaming: {error:#}")),
+    }
 }
 
 fn serve(config: config::Config) -> ExitCode {

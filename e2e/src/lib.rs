@@ -29,6 +29,7 @@ pub mod peer;
 pub mod pod;
 pub mod registry;
 pub mod slot;
+pub mod spdy;
 pub mod spec;
 pub mod wait;
 pub mod wire;

@@ -11,6 +11,7 @@ use k8s_cri::v1::ContainerState;
 use tonic::Status;
 
 use crate::client::Cri;
+use crate::spdy::{Asked, Command};
 use crate::spec::{ContainerSpec, PodSpec};
 use crate::wait;
 
@@ -100,6 +101,12 @@ impl Pod {
         self.cri.runtime.clone().stop_pod_sandbox(request).await.expect("StopPodSandbox");
     }
 
+    pub async fn try_forward_url(&self, ports: &[i32]) -> Result<String, Status> {
+        let id = self.id.clone();
+        let request = cri::PortForwardRequest { pod_sandbox_id: id, port: ports.to_vec() };
+        Ok(self.cri.runtime.clone().port_forward(request).await?.into_inner().url)
+    }
+
     pub async fn remove(&self) {
         let request = cri::RemovePodSandboxRequest { pod_sandbox_id: self.id.clone() };
         self.cri.runtime.clone().remove_pod_sandbox(request).await.expect("RemovePodSandbox");
@@ -173,6 +180,32 @@ impl Container {
             timeout,
         };
         Ok(self.cri.runtime.clone().exec_sync(request).await?.into_inner())
+    }
+
+    /// The URL of a command for a streaming client.
+    pub async fn try_exec_url(&self, command: &[&str], asked: Asked) -> Result<String, Status> {
+        let Asked { stdin, stdout, stderr, tty } = asked;
+        let cmd = command.iter().map(|it| (*it).to_owned()).collect();
+        let id = self.id.clone();
+        let request = cri::ExecRequest { container_id: id, cmd, tty, stdin, stdout, stderr };
+        Ok(self.cri.runtime.clone().exec(request).await?.into_inner().url)
+    }
+
+    /// Runs `sh -c SCRIPT` for a streaming client.
+    pub async fn stream(&self, script: &str, asked: Asked) -> Command {
+        let url = self.try_exec_url(&["sh", "-c", script], asked).await.expect("Exec");
+        Command::dial(&url, asked).await
+    }
+
+    pub async fn try_attach_url(&self, asked: Asked) -> Result<String, Status> {
+        let Asked { stdin, stdout, stderr, tty } = asked;
+        let id = self.id.clone();
+        let request = cri::AttachRequest { container_id: id, stdin, tty, stdout, stderr };
+        Ok(self.cri.runtime.clone().attach(request).await?.into_inner().url)
+    }
+
+    pub async fn attach(&self, asked: Asked) -> Command {
+        Command::dial(&self.try_attach_url(asked).await.expect("Attach"), asked).await
     }
 
     /// Standard output of `sh -c SCRIPT` without its last newline; anything but success panics.

@@ -9,7 +9,8 @@ use std::process::Command;
 
 /// Our crates and which of ours each may depend on.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("lapstrake", &["cni", "image", "netplugin", "proto", "runtime", "seccomp"]),
+    ("lapstrake", &["cni", "image", "netplugin", "proto", "runtime", "seccomp", "streaming"]),
+    ("streaming", &[]),
     ("image", &[]),
     ("proto", &[]),
     ("netplugin", &[]),

@@ -23,6 +23,15 @@ impl Held {
     pub fn is_sandbox(&self) -> bool {
         self.what.sandbox
     }
+
+    /// Lets go of the write end of stdin, for a container whose stdin is to end with its one client: a copy here
+    /// would keep that end from coming.
+    pub fn without_stdin(mut self) -> Self {
+        if std::mem::take(&mut self.what.stdin) && self.fds.len() > 1 {
+            self.fds.remove(1);
+        }
+        self
+    }
 }
 
 impl Shim {

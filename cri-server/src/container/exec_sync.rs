@@ -3,10 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
 use super::exec_budget::Share;
-use super::state::{Decision, Request, decide};
 use crate::app::Ctx;
 use crate::error::Error;
 
@@ -31,20 +28,12 @@ pub(crate) async fn exec_sync(
     if command.first().is_none_or(String::is_empty) {
         return Err(Error::invalid("cmd", "is empty: there is nothing to run"));
     }
-    let container = ctx.container(&id)?;
-    if decide(&container.phase, Request::Exec) != Decision::Proceed {
-        return Err(Error::State {
-            operation: "exec in",
-            kind: "container",
-            id: container.id.to_string(),
-            state: container.phase.word().to_owned(),
-        });
-    }
+    let container = super::exec::running(&ctx, &id, "exec in")?;
     let seconds = u64::try_from(timeout_s).unwrap_or(0);
     let share = ctx.exec_budget.take(REPLY_MAX).await;
     let request = runtime::ExecSync {
         id: container.id.to_string(),
-        process_json: process(&ctx, &container, command)?,
+        process_json: super::exec::process(&ctx, &container, command, false)?.into_bytes(),
         timeout: (seconds != 0).then(|| Duration::from_secs(seconds)),
         output_cap: share.bytes,
     };
@@ -64,22 +53,6 @@ pub(crate) async fn exec_sync(
         }
         Err(error) => Err(error.into()),
     }
-}
-
-/// The container's own process with other arguments, so that an exec has the same confinement.
-fn process(
-    ctx: &Ctx,
-    container: &super::Container,
-    command: Vec<String>,
-) -> Result<Vec<u8>, Error> {
-    let path = ctx.bundle_dir(container).join("config.json");
-    let bytes = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
-    let damaged = |error: serde_json::Error| Error::io("parse", &path, error.into());
-    let mut config: Value = serde_json::from_slice(&bytes).map_err(damaged)?;
-    let mut process = config["process"].take();
-    process["args"] = json!(command);
-    process["terminal"] = json!(false);
-    Ok(process.to_string().into_bytes())
 }
 
 fn fitted(output: runtime::ExecOutput, share: Share) -> Output {

@@ -1,12 +1,14 @@
 //! Containers: one file per CRI verb, the decisions beside them.
 
 pub(crate) mod apparmor;
+pub(crate) mod attach;
 pub(crate) mod block_io;
 pub(crate) mod capabilities;
 pub(crate) mod cdi;
 pub(crate) mod class;
 pub(crate) mod create;
 pub(crate) mod devices;
+pub(crate) mod exec;
 pub(crate) mod exec_budget;
 pub(crate) mod exec_sync;
 pub(crate) mod image_volumes;

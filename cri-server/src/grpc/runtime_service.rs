@@ -272,23 +272,43 @@ impl RuntimeService for Service {
 
     async fn exec(
         &self,
-        _: Request<cri::ExecRequest>,
+        request: Request<cri::ExecRequest>,
     ) -> Result<Response<cri::ExecResponse>, Status> {
-        unimplemented("Exec")
+        let request = request.into_inner();
+        self.attended("Exec", request.container_id.clone(), async {
+            let wanted = from_proto::streaming::exec(&request)?;
+            let (id, command) = (request.container_id, request.cmd);
+            let url = container::exec::exec(self.ctx.clone(), id, command, wanted).await?;
+            Ok(cri::ExecResponse { url })
+        })
+        .await
     }
 
     async fn attach(
         &self,
-        _: Request<cri::AttachRequest>,
+        request: Request<cri::AttachRequest>,
     ) -> Result<Response<cri::AttachResponse>, Status> {
-        unimplemented("Attach")
+        let request = request.into_inner();
+        self.attended("Attach", request.container_id.clone(), async {
+            let wanted = from_proto::streaming::attach(&request)?;
+            let url =
+                container::attach::attach(self.ctx.clone(), request.container_id, wanted).await?;
+            Ok(cri::AttachResponse { url })
+        })
+        .await
     }
 
     async fn port_forward(
         &self,
-        _: Request<cri::PortForwardRequest>,
+        request: Request<cri::PortForwardRequest>,
     ) -> Result<Response<cri::PortForwardResponse>, Status> {
-        unimplemented("PortForward")
+        let cri::PortForwardRequest { pod_sandbox_id: id, port } = request.into_inner();
+        self.attended("PortForward", id.clone(), async {
+            let ports = from_proto::streaming::ports(&port)?;
+            let url = sandbox::port_forward::port_forward(self.ctx.clone(), id, ports).await?;
+            Ok(cri::PortForwardResponse { url })
+        })
+        .await
     }
 
     async fn container_stats(

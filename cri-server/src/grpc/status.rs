@@ -26,6 +26,8 @@ fn code(error: &Error) -> Code {
         Error::Seccomp(_) | Error::Cdi(_) => Code::InvalidArgument,
         // As for images: only this code lets the first word through.
         Error::ImageVolume { .. } => Code::Unknown,
+        Error::Streaming(crate::streaming::Error::TooMany(_)) => Code::ResourceExhausted,
+        Error::Streaming(_) => Code::Unavailable,
         Error::Record(_) | Error::Io { .. } | Error::Cgroup(_) | Error::Panicked { .. } => {
             Code::Internal
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod files;
 pub(crate) mod oci_spec;
+pub(crate) mod port_forward;
 pub(crate) mod remove;
 pub(crate) mod run;
 pub(crate) mod spec;

@@ -37,6 +37,7 @@ mod sandbox_lifecycle;
 mod sharing;
 mod smoke;
 mod stats;
+mod streaming;
 mod user_namespaces;
 mod vm;
 mod volumes;

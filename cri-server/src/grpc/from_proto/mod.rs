@@ -10,6 +10,7 @@ mod security;
 
 #[cfg(test)]
 mod fields;
+pub(crate) mod streaming;
 
 use proto::cri::v1 as cri;
 

@@ -1,0 +1,330 @@
+//! Exec, attach and port-forward as a client of the streaming server sees them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use e2e::spdy::{Asked, Command, Got, Spdy};
+use e2e::{Container, Node, Options, container, image, pod};
+use tonic::Code;
+
+use crate::refused::refused;
+
+const ALL: Asked = Asked { stdin: true, stdout: true, stderr: true, tty: false };
+const OUT: Asked = Asked { stdin: false, stdout: true, stderr: false, tty: false };
+const TTY: Asked = Asked { stdin: true, stdout: true, stderr: false, tty: true };
+
+/// Waits until its terminal has that size, says so, and repeats what it gets.
+fn on_size(size: &str) -> String {
+    format!("until [ \"$(stty size)\" = '{size}' ]; do sleep 0.05; done; stty size; exec cat")
+}
+
+async fn sleeping() -> (Node, Container) {
+    let node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("pod")).await;
+    let container = pod.start(&container("main", image::BUSYBOX).shell("sleep 1000")).await;
+    (node, container)
+}
+
+#[tokio::test]
+async fn a_command_has_its_streams_its_exit_code_and_its_containers_confinement() {
+    let (node, container) = sleeping().await;
+    let mut command = container.stream("cat; echo err >&2; exit 7", ALL).await;
+    command.send("binary \u{1} and more").await;
+    command.finish_input().await;
+    let end = command.end().await;
+    assert_eq!((&*end.stdout, &*end.stderr, end.code()), ("binary \u{1} and more", "err\n", 7));
+    let status =
+        "grep -E '^(Cap|Seccomp|NoNewPrivs|Groups)' /proc/self/status; cat /proc/self/cgroup";
+    let end = container.stream(status, OUT).await.end().await;
+    let own = container.shell("grep -E '^(Cap|Seccomp|NoNewPrivs|Groups)' /proc/1/status").await;
+    assert!(end.stdout.starts_with(&own), "{} is not {own}", end.stdout);
+    assert!(end.stdout.contains(&container.id), "in its cgroup: {}", end.stdout);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_terminal_has_a_size_that_follows_its_client_and_ends_with_its_input() {
+    let (node, container) = sleeping().await;
+    let script = &format!("echo $TERM; tty; {}", on_size("45 123"));
+    let mut command = container.stream(script, TTY).await;
+    command.until("/dev/pts/").await;
+    command.resize(123, 45).await;
+    command.until("45 123").await;
+    command.send("word\n").await;
+    let seen = command.until("word\r\nword\r\n").await; // the terminal's echo, then cat's
+    assert!(seen.starts_with("xterm\r\n"), "{seen:?}");
+    command.finish_input().await;
+    assert_eq!(command.end().await.code(), 0);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_run_says_why() {
+    let (node, container) = sleeping().await;
+    let url = container.try_exec_url(&["/no/such/program"], OUT).await.unwrap();
+    let end = Command::dial(&url, OUT).await.end().await;
+    assert_eq!(end.status["reason"], "InternalError", "{end:?}");
+    let message = end.status["message"].as_str().unwrap();
+    assert!(message.contains("/no/such/program"), "{message}");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_streamed_is_refused_at_once() {
+    let (node, container) = sleeping().await;
+    let none = Asked::default();
+    refused(container.try_exec_url(&["true"], none).await, Code::InvalidArgument, &["stdout"]);
+    let both = Asked { tty: true, ..ALL };
+    refused(container.try_exec_url(&["true"], both).await, Code::InvalidArgument, &["stderr"]);
+    refused(container.try_exec_url(&[], OUT).await, Code::InvalidArgument, &["cmd"]);
+    container.stop(0).await;
+    for answer in
+        [container.try_exec_url(&["true"], OUT).await, container.try_attach_url(OUT).await]
+    {
+        refused(answer, Code::FailedPrecondition, &[&container.id]);
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_url_works_once() {
+    let (node, container) = sleeping().await;
+    let url = container.try_exec_url(&["true"], OUT).await.unwrap();
+    assert!(url.starts_with("http://127.0.0.1:"), "{url}");
+    assert!(url.rsplit('/').next().unwrap().len() * 6 >= 128, "{url}");
+    assert_eq!(Command::dial(&url, OUT).await.end().await.code(), 0);
+    let again = Spdy::dial(&url, "v4.channel.k8s.io").await.unwrap_err();
+    assert!(again.starts_with("HTTP/1.1 404 "), "{again}");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn dropped_sessions_end_their_commands_and_leave_nothing() {
+    let (node, container) = sleeping().await;
+    for round in 0..40 {
+        let asked = if round % 2 == 0 { ALL } else { TTY };
+        let mut command = container.stream("trap '' HUP; echo up; sleep 7001", asked).await;
+        command.until("up").await;
+        drop(command);
+    }
+    let left = "n=0; while ps -o args | grep -q '[s]leep 7001'; do sleep 0.1; done; echo none";
+    assert_eq!(container.shell(left).await, "none");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn clients_attach_late_and_together_and_a_slow_one_stalls_nobody() {
+    const BLOCK: usize = 64 * 1024;
+    /// More than the sockets of a client that does not read take in.
+    const BLOCKS: usize = 256;
+    let node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("pod")).await;
+    let script = "while read word; do
+        if [ $word = block ]; then head -c 65536 /dev/zero; else echo out $word; fi
+        echo err $word >&2
+        done; echo over";
+    let mut spec = container("main", image::BUSYBOX).shell(script);
+    spec.config.log_path.clear();
+    (spec.config.stdin, spec.config.stdin_once) = (true, true);
+    let container = pod.start(&spec).await;
+    let mut writer = container.attach(ALL).await;
+    writer.send("one\n").await;
+    writer.until("out one\n").await;
+    let watching = Asked { stdout: true, stderr: true, ..Asked::default() };
+    let mut late = container.attach(watching).await;
+    let mut slow = container.attach(watching).await;
+    // An open stream does not mean that output is copied to it already: the first word that comes does.
+    for client in [&mut late, &mut slow] {
+        loop {
+            writer.send("word\n").await;
+            let came = client.until("out word");
+            if tokio::time::timeout(Duration::from_millis(300), came).await.is_ok() {
+                break;
+            }
+        }
+    }
+    let length = |it: &BTreeMap<u32, Got>, id| it.get(&id).map_or(0, |got: &Got| got.bytes.len());
+    for block in 1..=BLOCKS {
+        writer.send("block\n").await;
+        for client in [&mut writer, &mut late] {
+            let id = client.stdout;
+            client.spdy.reader.until(|it| length(it, id) >= block * BLOCK).await;
+        }
+    }
+    // The only client with input ends it: stdin_once.
+    writer.finish_input().await;
+    let end = writer.end().await;
+    assert!(end.stdout.starts_with("out one\n") && end.stdout.ends_with("over\n"));
+    assert!(end.stderr.ends_with("err block\n"));
+    assert_eq!(end.status["status"], "Success");
+    let end = late.end().await;
+    assert!(!end.stdout.contains("out one\n"), "from the attach on only");
+    assert!(end.stdout.ends_with("over\n"));
+    assert_eq!(container.exited().await.exit_code, 0);
+    let cut = slow.end().await.stdout.len();
+    assert!(cut < BLOCK * BLOCKS, "a client that does not read is cut off, {cut} bytes behind");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_container_with_a_terminal_is_attached_to() {
+    let node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("pod")).await;
+    let mut spec = container("main", image::BUSYBOX).shell(&on_size("33 99"));
+    (spec.config.stdin, spec.config.tty) = (true, true);
+    let container = pod.start(&spec).await;
+    let mut client = container.attach(TTY).await;
+    client.resize(99, 33).await;
+    client.until("33 99").await;
+    client.send("a\n").await;
+    client.until("a\r\na\r\n").await;
+    drop(client);
+    let mut client = container.attach(TTY).await;
+    client.send("b\n").await;
+    client.until("b\r\nb\r\n").await;
+    drop(client);
+    node.finish().await;
+}
+
+/// One connection over a session; its error and data stream.
+async fn ask(session: &mut Spdy, port: u16, request: usize, text: &str) -> [u32; 2] {
+    let (port, request) = (port.to_string(), request.to_string());
+    let mut ids = [0; 2];
+    for (id, kind) in ids.iter_mut().zip(["error", "data"]) {
+        let headers = [("streamtype", kind), ("port", &*port), ("requestid", &*request)];
+        *id = session.writer.open(&headers).await;
+    }
+    session.writer.send(ids[1], text.as_bytes()).await;
+    session.writer.finish(ids[1]).await;
+    ids
+}
+
+#[tokio::test]
+async fn ports_of_loopback_are_reached_many_at_once_and_one_error_is_its_own() {
+    let node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("pod")).await;
+    let script = "httpd -p '[::1]:82' -h /etc; httpd -p 127.0.0.1:84 -h /etc
+        nc -ll -p 81 -e sh -c 'read line; echo got $line'";
+    let container = pod.start(&container("main", image::BUSYBOX).shell(script)).await;
+    let listen = "while [ $(netstat -ltn | grep -c ':8[124] ') -lt 3 ]; do sleep 0.05; done";
+    container.shell(listen).await;
+    let url = pod.try_forward_url(&[]).await.unwrap();
+    let mut session = Spdy::dial(&url, "portforward.k8s.io").await.unwrap();
+    let mut asked = Vec::new();
+    for (request, port) in [81, 83, 82, 81, 84, 82, 81].into_iter().enumerate() {
+        let text = match port {
+            82 | 84 => "GET /hostname HTTP/1.0\r\n\r\n".to_owned(),
+            _ => format!("request {request}\n"),
+        };
+        asked.push((port, request, ask(&mut session, port, request, &text).await));
+    }
+    let over: Vec<u32> = asked.iter().flat_map(|(_, _, ids)| *ids).collect();
+    let streams = session
+        .reader
+        .until(|it| over.iter().all(|id| it.get(id).is_some_and(|it| it.finished || it.reset)))
+        .await;
+    for (port, request, [error, data]) in asked {
+        let (error, data) = (streams[&error].text(), streams[&data].text());
+        match port {
+            81 => assert_eq!((&*error, data), ("", format!("got request {request}\n"))),
+            83 => assert!(error.contains("port 83") && error.contains("refused"), "{error:?}"),
+            _ => {
+                assert!(error.is_empty() && data.contains(" 200 OK"), "{port}: {error:?} {data:?}")
+            }
+        }
+    }
+    drop(session);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_pod_on_the_nodes_network_has_the_nodes_ports() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("pod").host_network()).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let url = pod.try_forward_url(&[port.into()]).await.unwrap();
+    let mut session = Spdy::dial(&url, "portforward.k8s.io").await.unwrap();
+    ask(&mut session, port, 0, "request 0\n").await;
+    let (mut socket, _) = listener.accept().await.unwrap();
+    let mut text = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut socket, &mut text).await.unwrap();
+    assert_eq!(text, "request 0\n", "half-closed by the client");
+    drop((socket, session));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn sessions_go_on_while_the_daemon_is_killed_and_started_again() {
+    let (mut node, container) = sleeping().await;
+    let mut command =
+        container.stream("while read line; do echo got $line; done; exit 5", ALL).await;
+    command.send("before\n").await;
+    command.until("got before").await;
+    let unused = container.try_exec_url(&["echo", "late"], OUT).await.unwrap();
+    node.kill9();
+    command.send("without a daemon\n").await;
+    command.until("got without a daemon").await;
+    let late = Command::dial(&unused, OUT).await.end().await;
+    assert_eq!((&*late.stdout, late.code()), ("late\n", 0), "a URL outlives its daemon");
+    node.spawn().await;
+    let mut other = container.stream("read line; echo new $line", ALL).await;
+    other.send("generation\n").await;
+    assert_eq!(other.end().await.stdout, "new generation\n");
+    assert!(node.stop().success(), "a graceful end does not wait for sessions");
+    command.send("after\n").await;
+    command.until("got after").await;
+    command.finish_input().await;
+    assert_eq!(command.end().await.code(), 5, "the exit code comes without a daemon");
+    node.spawn().await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_fixed_address_is_served_by_each_daemon_in_turn() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let config = format!("[streaming]\nlisten = \"127.0.0.1:{port}\"\nattach_replay_kib = 4\n");
+    let mut node = Node::start_with(Options { config, ..Options::default() }).await;
+    node.import(&image::busybox(), image::BUSYBOX).await;
+    let pod = node.run_pod(pod("pod")).await;
+    let spec = container("main", image::BUSYBOX).shell("echo early; sleep 1000");
+    let container = pod.start(&spec).await;
+    container.wait_for_log("early");
+    let mut watcher = container.attach(OUT).await;
+    watcher.until("early\n").await;
+    let mut command = container.stream("cat", ALL).await;
+    assert!(node.stop().success());
+    node.spawn().await;
+    let url = container.try_exec_url(&["echo", "new"], OUT).await.unwrap();
+    assert!(url.starts_with(&format!("http://127.0.0.1:{port}/exec/")), "{url}");
+    assert_eq!(Command::dial(&url, OUT).await.end().await.stdout, "new\n");
+    command.send("old").await;
+    command.until("old").await;
+    drop((watcher, command));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_stops_its_command_and_nothing_else() {
+    let (node, container) = sleeping().await;
+    let script =
+        "i=0; while :; do i=$((i+1)); echo $i >/tmp/progress; head -c 65536 /dev/zero; done";
+    let stalled = container.stream(script, OUT).await;
+    let progress = async || container.shell("cat /tmp/progress 2>/dev/null || echo 0").await;
+    let mut last = String::new();
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = progress().await;
+        if now != "0" && now == last {
+            break; // the answer of exec'd commands shows that others go on
+        }
+        last = now;
+    }
+    let blocks: u64 = last.trim().parse().unwrap();
+    assert!(
+        blocks < 300,
+        "{blocks} blocks of 64 KiB are on their way to a client that does not read"
+    );
+    drop(stalled);
+    node.finish().await;
+}
