@@ -226,7 +226,7 @@ impl App {
         let cgroup = runtime::ShimCgroup { parent: config.runtime.shim_cgroup.clone() };
         let shims = runtime::Shims::open(&shim, cgroup)
             .with_context(|| format!("prepare the shim {}", shim.display()))?;
-        let images = image::ImageService::open(image_config(&config)).await?;
+        let images = image::ImageService::open(image_config(&config, &metrics)).await?;
         let share = match &config.images.share {
             Some(share) => Some(Share::open(share, images.clone()).await?),
             None => None,
@@ -358,7 +358,11 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-fn image_config(config: &Config) -> image::Config {
+fn image_config(config: &Config, metrics: &Metrics) -> image::Config {
+    let stages = metrics.families.stage_seconds.clone();
+    let observe = image::Observe::new(move |stage, time| {
+        stages.with_label_values(&["pull_image", stage]).observe(time.as_secs_f64());
+    });
     image::Config {
         certs_d: config.images.certs_d.clone(),
         registries_conf: config.images.registries_conf.clone(),
@@ -369,6 +373,7 @@ fn image_config(config: &Config) -> image::Config {
         pinned: config.images.pinned.clone(),
         max_concurrent_downloads: config.images.max_concurrent_downloads,
         progress_timeout: Duration::from_secs(config.images.progress_timeout_s),
+        observe,
         ..image::Config::new(config.root.clone())
     }
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::observe::Observe;
+
 /// Resolved configuration of an [`crate::ImageService`].
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -35,6 +37,8 @@ pub struct Config {
     pub limits: Limits,
     /// Tests only: the step at which the process kills itself.
     pub die_at: Option<String>,
+    /// Told how long the stages of a pull took: `resolve`, `manifest`, `layers`, `commit`.
+    pub observe: Observe,
 }
 
 /// Bounds on one layer; a layer beyond them is refused.
@@ -69,6 +73,7 @@ impl Config {
             progress_floor: 512 * 1024,
             limits: Limits::default(),
             die_at: None,
+            observe: Observe::default(),
         }
     }
 }

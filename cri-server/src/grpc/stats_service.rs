@@ -15,18 +15,19 @@ use crate::error::Error;
 use crate::sandbox::Sandbox;
 use crate::sandbox::state::Phase;
 use crate::stats::Numbers;
-use crate::store::world::Snapshot;
+use crate::store::world::{Members, Snapshot};
 
 /// One state of the world and the numbers to it.
 pub(super) struct Measured {
     pub(super) world: Arc<Snapshot>,
+    members: Members,
     numbers: Arc<Numbers>,
     mountpoint: String,
 }
 
 impl Measured {
     pub(super) fn view(&self) -> View<'_> {
-        View { world: &self.world, numbers: &self.numbers, mountpoint: &self.mountpoint }
+        View { members: &self.members, numbers: &self.numbers, mountpoint: &self.mountpoint }
     }
 
     pub(super) fn containers(&self, filter: &Filter) -> Vec<Arc<Container>> {
@@ -67,7 +68,7 @@ impl Service {
         let world = self.ctx.world.snapshot();
         let numbers = self.ctx.stats.covering(&world).await;
         let mountpoint = self.ctx.images.writable_root().display().to_string();
-        Measured { world, numbers, mountpoint }
+        Measured { members: world.members(), world, numbers, mountpoint }
     }
 
     pub(super) async fn stats_of_container(

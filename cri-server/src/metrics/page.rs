@@ -13,7 +13,6 @@ use crate::container::Container;
 use crate::container::state::{Phase, Reason};
 use crate::sandbox::Sandbox;
 use crate::stats::Numbers;
-use crate::store::world::Snapshot;
 
 /// The whole page. It loads nothing but its own data.
 const PAGE: &str = include_str!("page.html");
@@ -60,7 +59,9 @@ fn view(ctx: &Ctx) -> Value {
     let shown = world.sandboxes.values().filter(|sandbox| sandbox.phase.is_shown());
     let mut pods: Vec<_> = shown.collect();
     pods.sort_by(|a, b| a.spec.metadata.cmp(&b.spec.metadata));
-    let pods: Vec<_> = pods.iter().map(|pod| self::pod(pod, &world, &numbers)).collect();
+    let members = world.members();
+    let pods: Vec<_> =
+        pods.iter().map(|pod| self::pod(pod, members.of(&pod.id), &numbers)).collect();
     let events: Vec<_> = ctx.world.events().recent().iter().rev().map(|note| {
         json!({
             "number": note.number, "at": note.at_ns / 1_000_000, "kind": note.kind.word(), "pod": note.pod,
@@ -110,11 +111,11 @@ fn millis(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn pod(sandbox: &Sandbox, world: &Snapshot, numbers: &Numbers) -> Value {
+fn pod(sandbox: &Sandbox, members: &[Arc<Container>], numbers: &Numbers) -> Value {
     let sample = numbers.pods.get(&sandbox.id);
     let (cpu, memory): (Vec<_>, Vec<_>) =
         sample.map(|sample| sample.trail.points.iter().copied().unzip()).unwrap_or_default();
-    let members = world.containers_of(&sandbox.id).filter(|member| member.phase.is_shown());
+    let members = members.iter().filter(|member| member.phase.is_shown());
     let usage = sample.map(|sample| &sample.usage);
     json!({
         "id": sandbox.id,

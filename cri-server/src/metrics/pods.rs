@@ -3,12 +3,13 @@
 //!
 //! Names, units and labels are cAdvisor's, so that dashboards and alerts go on to work.
 
+use std::sync::Arc;
+
 use crate::container::Container;
 use crate::sandbox::Sandbox;
 use crate::stats::census::Census;
 use crate::stats::network::{Direction, Traffic};
 use crate::stats::{Numbers, Usage};
-use crate::store::world::Snapshot;
 
 /// The labels that every sample has; a family's own come after them.
 pub(crate) const LABELS: [&str; 6] = ["container", "id", "image", "name", "namespace", "pod"];
@@ -75,7 +76,7 @@ pub(crate) struct Subject<'a> {
 /// measured any more.
 pub(crate) fn subjects<'a>(
     sandbox: &'a Sandbox,
-    world: &'a Snapshot,
+    members: &'a [Arc<Container>],
     numbers: &'a Numbers,
     mut each: impl FnMut(Option<&'a Container>, &Subject<'a>),
 ) {
@@ -88,7 +89,7 @@ pub(crate) fn subjects<'a>(
             Subject { labels, usage, census: None, network, started_at_ns, is_container: false };
         each(None, &pod);
     }
-    for container in world.containers_of(&sandbox.id) {
+    for container in members {
         let Some(sample) = numbers.containers.get(&container.id) else { continue };
         if sample.is_final || !container.phase.is_shown() {
             continue;

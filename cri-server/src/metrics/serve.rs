@@ -108,9 +108,10 @@ async fn of_pods(State(ctx): State<Arc<Ctx>>) -> Response {
 /// The table of pods as text: family by family, as the format wants it.
 fn pod_text(ctx: &Ctx) -> String {
     let (world, numbers) = (ctx.world.snapshot(), ctx.stats.numbers());
+    let members = world.members();
     let mut blocks: Vec<String> = vec![String::new(); pods::FAMILIES.len()];
     for sandbox in world.sandboxes.values().filter(|sandbox| sandbox.phase == Phase::Ready) {
-        pods::subjects(sandbox, &world, &numbers, |_, subject| {
+        pods::subjects(sandbox, members.of(&sandbox.id), &numbers, |_, subject| {
             let labels = text_labels(&pods::LABELS, &subject.labels);
             for (family, block) in pods::FAMILIES.iter().zip(&mut blocks) {
                 family.sample(subject, &mut |own, amount| {

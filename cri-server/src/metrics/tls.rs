@@ -1,15 +1,19 @@
 //! The listener of metrics, plain or with TLS.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::Context as _;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
@@ -19,16 +23,20 @@ use crate::config;
 /// A client that connects and says nothing is let go after this.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Handshakes under way; more wait in the backlog of the socket.
-const HANDSHAKES_MAX: usize = 32;
+/// Connections at once: some scrapers and browsers. More wait in the backlog of the socket.
+const CONNECTIONS_MAX: usize = 64;
 
 /// Accepts connections; those with TLS once their handshake is done.
 pub(crate) struct Front {
-    address: std::io::Result<SocketAddr>,
+    address: io::Result<SocketAddr>,
     ready: mpsc::Receiver<(Connection, SocketAddr)>,
 }
 
-type Connection = Either<TcpStream, TlsStream<TcpStream>>;
+/// A connection, and its place among those there may be.
+pub(crate) struct Connection {
+    stream: Either<TcpStream, TlsStream<TcpStream>>,
+    _place: OwnedSemaphorePermit,
+}
 
 /// Reads certificate and key.
 pub(crate) fn acceptor(tls: &config::Tls) -> anyhow::Result<TlsAcceptor> {
@@ -49,7 +57,7 @@ pub(crate) fn acceptor(tls: &config::Tls) -> anyhow::Result<TlsAcceptor> {
 impl Front {
     pub(crate) fn new(listener: TcpListener, tls: Option<TlsAcceptor>) -> Self {
         let address = listener.local_addr();
-        let (sender, ready) = mpsc::channel(HANDSHAKES_MAX);
+        let (sender, ready) = mpsc::channel(1);
         tokio::spawn(accept_all(listener, tls, sender));
         Self { address, ready }
     }
@@ -60,19 +68,50 @@ async fn accept_all(
     tls: Option<TlsAcceptor>,
     ready: mpsc::Sender<(Connection, SocketAddr)>,
 ) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        // Waits while too many handshakes are under way.
-        let Ok(permit) = ready.clone().reserve_owned().await else { return };
+        let Ok(place) = places.clone().acquire_owned().await else { return };
         let (stream, address) = axum::serve::Listener::accept(&mut listener).await;
-        let Some(tls) = tls.clone() else {
-            permit.send((Either::Left(stream), address));
-            continue;
-        };
+        let (tls, ready) = (tls.clone(), ready.clone());
         tokio::spawn(async move {
-            if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-                permit.send((Either::Right(stream), address));
-            }
+            let stream = match tls {
+                None => Either::Left(stream),
+                Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => Either::Right(stream),
+                    Ok(Err(_)) | Err(_) => return,
+                },
+            };
+            // Fails only when nobody serves any more.
+            let _ = ready.send((Connection { stream, _place: place }, address)).await;
         });
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -88,7 +127,7 @@ impl axum::serve::Listener for Front {
         }
     }
 
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+    fn local_addr(&self) -> io::Result<Self::Addr> {
         match &self.address {
             Ok(address) => Ok(*address),
             Err(error) => Err(error.kind().into()),

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::container::Container;
 use crate::container::state::Phase;
 use crate::id::Id;
+use crate::store::world::Snapshot;
 
 /// What was counted of one container.
 #[derive(Debug, Clone, Default)]
@@ -51,6 +52,9 @@ const YOUNG: Duration = Duration::from_secs(1);
 /// A walk that takes long is made rarely: a hundredth of the time is spent on it.
 const REST: u32 = 100;
 
+/// Containers are counted together, at most so often.
+const TURN: Duration = Duration::from_secs(1);
+
 /// Descriptors of one process that are looked at to tell sockets; the rest counts as files.
 const DESCRIPTORS_MAX: usize = 4096;
 
@@ -64,48 +68,64 @@ pub(crate) fn start(ctx: &Arc<Ctx>) -> std::io::Result<()> {
 
 struct Turn {
     born: Instant,
-    due: Instant,
-    is_final: bool,
+    /// `None`: it has ended and nothing changes any more.
+    due: Option<Instant>,
+    has_ended: bool,
 }
 
 fn run(ctx: &Ctx, woken: &Receiver<()>) {
     let mut turns: HashMap<Id, Turn> = HashMap::new();
     let mut clock = super::ThreadClock::default();
     let mut counter = Counter { buffer: Buffer::default(), names: Names::default() };
+    let mut known: Option<Arc<Snapshot>> = None;
     loop {
         let world = ctx.world.snapshot();
-        turns.retain(|id, _| world.containers.contains_key(id));
-        let mut fresh = Vec::new();
-        for container in world.containers.values() {
-            let is_final = matches!(container.phase, Phase::Exited(_));
-            if !container.phase.is_shown() {
-                continue;
-            }
-            let now = Instant::now();
-            let new = || Turn { born: now, due: now, is_final: false };
-            let turn = turns.entry(container.id.clone()).or_insert_with(new);
-            let due = if is_final { !turn.is_final } else { turn.due <= now };
-            if !due {
-                continue;
-            }
-            turn.is_final = is_final;
-            fresh.push((container.id.clone(), Arc::new(counter.count(ctx, container))));
-            let pace = (now - turn.born).clamp(YOUNG, PERIOD);
-            turn.due = now + pace.max(now.elapsed() * REST);
+        let changed = known.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &world));
+        if changed {
+            follow(&mut turns, &world);
         }
-        let gone = |id: &Id| !world.containers.contains_key(id);
-        if !fresh.is_empty() || ctx.stats.numbers().census.keys().any(gone) {
+        let mut fresh = Vec::new();
+        let now = Instant::now();
+        for (id, turn) in turns.iter_mut().filter(|(_, turn)| turn.due.is_some_and(|it| it <= now))
+        {
+            let Some(container) = world.containers.get(id) else { continue };
+            let began = Instant::now();
+            fresh.push((id.clone(), Arc::new(counter.count(ctx, container))));
+            let pace = (began - turn.born).clamp(YOUNG, PERIOD);
+            // Together with others: a turn costs a look at all and a publication.
+            let due = (began + pace.max(began.elapsed() * REST)).max(now + TURN);
+            turn.due = (!turn.has_ended).then_some(due);
+        }
+        if changed || !fresh.is_empty() {
             ctx.stats.publish(|numbers| {
-                numbers.census.retain(|id, _| world.containers.contains_key(id));
+                if changed {
+                    numbers.census.retain(|id, _| world.containers.contains_key(id));
+                }
                 numbers.census.extend(fresh);
             });
         }
+        known = Some(world);
         clock.count(&ctx.metrics.families.sampler_seconds);
-        let open = turns.values().filter(|turn| !turn.is_final).map(|turn| turn.due).min();
-        let pause = open.map_or(PERIOD, |due| due.saturating_duration_since(Instant::now()));
-        match woken.recv_timeout(pause.min(PERIOD)) {
+        let next = turns.values().filter_map(|turn| turn.due).min();
+        let next = next.map_or(PERIOD, |due| due.saturating_duration_since(Instant::now()));
+        // What is new is counted at once, the rest not more often than it pays.
+        match woken.recv_timeout(next.clamp(TURN, PERIOD)) {
             Ok(()) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// What is new is due at once, and what has ended once more.
+fn follow(turns: &mut HashMap<Id, Turn>, world: &Snapshot) {
+    turns.retain(|id, _| world.containers.contains_key(id));
+    let now = Instant::now();
+    for container in world.containers.values().filter(|it| it.phase.is_shown()) {
+        let has_ended = matches!(container.phase, Phase::Exited(_));
+        let new = || Turn { born: now, due: Some(now), has_ended };
+        let turn = turns.entry(container.id.clone()).or_insert_with(new);
+        if has_ended && !turn.has_ended {
+            (turn.has_ended, turn.due) = (true, Some(now));
         }
     }
 }
@@ -126,12 +146,11 @@ impl Counter {
         };
         if let Phase::Created { pid } | Phase::Running { pid, .. } = container.phase {
             census.open_files_soft = open_files_soft(pid);
-            if let Some(meter) = Meter::open(&ctx.cgroups, &container.cgroups_path) {
-                for pid in meter.processes(&mut self.buffer) {
-                    let (descriptors, sockets) = descriptors(pid);
-                    census.descriptors += descriptors;
-                    census.sockets += sockets;
-                }
+            let group = &container.cgroups_path;
+            for pid in Meter::processes(&ctx.cgroups, group, &mut self.buffer) {
+                let (descriptors, sockets) = descriptors(pid);
+                census.descriptors += descriptors;
+                census.sockets += sockets;
             }
         }
         census

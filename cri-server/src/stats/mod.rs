@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use runtime::cgroup::meter::{Limits, Reading};
 use tokio::sync::watch;
 
+use crate::clock;
 use crate::container::state::Phase;
 use crate::id::Id;
 use crate::store::world::Snapshot;
@@ -76,12 +77,17 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// Whether everything that runs has been measured at least once.
-    fn covers(&self, world: &Snapshot) -> bool {
-        world.containers.values().all(|container| {
-            !matches!(container.phase, Phase::Running { .. })
-                || self.containers.contains_key(&container.id)
-                    && self.census.contains_key(&container.id)
+    /// Whether everything that has just been started has been measured at least once. What runs
+    /// longer and has no numbers will have none so soon, and nobody waits for it. Everything is new
+    /// to a daemon that has just been started itself, at `born_ns`.
+    fn covers(&self, world: &Snapshot, now_ns: i64, born_ns: i64) -> bool {
+        world.containers.values().all(|container| match container.phase {
+            Phase::Running { started_at_ns, .. } => {
+                now_ns - started_at_ns.max(born_ns) > NEW_NS
+                    || self.containers.contains_key(&container.id)
+                        && self.census.contains_key(&container.id)
+            }
+            _ => true,
         })
     }
 }
@@ -105,6 +111,9 @@ impl ThreadClock {
 /// sampler needs a millisecond; on a node where it gets no time the answer goes without.
 const FIRST_SAMPLE: Duration = Duration::from_millis(500);
 
+/// How long a container counts as just started.
+const NEW_NS: i64 = 1_000_000_000;
+
 /// The numbers, and who publishes them.
 #[derive(Debug)]
 pub(crate) struct Stats {
@@ -112,6 +121,7 @@ pub(crate) struct Stats {
     /// Publishers take turns: each changes its own part.
     turn: Mutex<()>,
     published: watch::Sender<()>,
+    born_ns: i64,
 }
 
 impl Default for Stats {
@@ -120,6 +130,7 @@ impl Default for Stats {
             numbers: ArcSwap::default(),
             turn: Mutex::default(),
             published: watch::Sender::new(()),
+            born_ns: clock::now_ns(),
         }
     }
 }
@@ -136,7 +147,9 @@ impl Stats {
             loop {
                 published.mark_unchanged();
                 let numbers = self.numbers();
-                if numbers.covers(world) || published.changed().await.is_err() {
+                if numbers.covers(world, clock::now_ns(), self.born_ns)
+                    || published.changed().await.is_err()
+                {
                     return;
                 }
             }

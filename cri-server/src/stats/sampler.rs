@@ -7,14 +7,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use runtime::cgroup::Hierarchies;
-use runtime::cgroup::meter::{Buffer, Limits, Meter};
+use runtime::cgroup::meter::{Buffer, Limits, Meter, Reading};
 
 use super::device::Names;
 use super::network::Probe;
 use super::{ContainerSample, PodSample, Trail, Usage};
 use crate::app::Ctx;
 use crate::clock;
-use crate::container::Container;
 use crate::container::state::Phase;
 use crate::id::Id;
 use crate::sandbox::Sandbox;
@@ -31,8 +30,12 @@ const YOUNG: Duration = Duration::from_millis(50);
 /// Rates over less say more about the scheduler than about the container.
 const SPAN_MIN: Duration = Duration::from_millis(25);
 
-/// Limits change by a call of CRI or by hand: they are read at every so-manieth sample.
-const LIMITS_EVERY: u32 = 6;
+/// What changes seldom, or costs a file each, is read at every so-manieth sample of an old cgroup:
+/// limits, pressure, devices, huge pages, counts of the memory limit.
+const WHOLE_EVERY: u32 = 3;
+
+/// Old cgroups are read together, at most so often: each turn looks at all of them and publishes.
+const TURN: Duration = Duration::from_secs(1);
 
 /// Starts the thread; it lives as long as the daemon.
 pub(crate) fn start(ctx: &Arc<Ctx>) -> std::io::Result<()> {
@@ -63,18 +66,25 @@ fn run(ctx: &Ctx, woken: &Receiver<()>) {
         containers: HashMap::new(),
         pods: HashMap::new(),
     };
+    let mut known: Option<Arc<Snapshot>> = None;
     loop {
         let world = ctx.world.snapshot();
-        let began = Instant::now();
-        let fresh = meters.turn(&world, began);
-        if fresh.is_news(&world, &ctx.stats.numbers()) {
+        let changed = known.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &world));
+        if changed {
+            meters.follow(&world, Instant::now());
+        }
+        let fresh = meters.sample(Instant::now());
+        if changed || !fresh.containers.is_empty() || !fresh.pods.is_empty() {
             ctx.stats.publish(|numbers| {
-                numbers.containers.retain(|id, _| world.containers.contains_key(id));
-                numbers.pods.retain(|id, _| world.sandboxes.contains_key(id));
+                if changed {
+                    numbers.containers.retain(|id, _| world.containers.contains_key(id));
+                    numbers.pods.retain(|id, _| world.sandboxes.contains_key(id));
+                }
                 numbers.containers.extend(fresh.containers);
                 numbers.pods.extend(fresh.pods);
             });
         }
+        known = Some(world);
         clock.count(&ctx.metrics.families.sampler_seconds);
         let pause = meters.next_due().saturating_duration_since(Instant::now());
         match woken.recv_timeout(pause) {
@@ -91,22 +101,18 @@ struct Fresh {
     pods: Vec<(Id, Arc<PodSample>)>,
 }
 
-impl Fresh {
-    fn is_news(&self, world: &Snapshot, numbers: &super::Numbers) -> bool {
-        !self.containers.is_empty()
-            || !self.pods.is_empty()
-            || numbers.containers.keys().any(|id| !world.containers.contains_key(id))
-            || numbers.pods.keys().any(|id| !world.sandboxes.contains_key(id))
-    }
-}
-
 struct Meters {
     node: Arc<Hierarchies>,
     buffer: Buffer,
     names: Names,
-    /// `None`: it has ended and is read no more.
-    containers: HashMap<Id, Option<Metered>>,
+    containers: HashMap<Id, MeteredContainer>,
     pods: HashMap<Id, MeteredPod>,
+}
+
+struct MeteredContainer {
+    /// `None`: it has ended and is read no more.
+    metered: Option<Metered>,
+    has_ended: bool,
 }
 
 struct MeteredPod {
@@ -116,76 +122,80 @@ struct MeteredPod {
 }
 
 impl Meters {
-    /// Follows the world, and reads what is due.
-    fn turn(&mut self, world: &Snapshot, now: Instant) -> Fresh {
-        let mut fresh = Fresh::default();
+    /// Opens what is new in the world and lets go of what is gone.
+    fn follow(&mut self, world: &Snapshot, now: Instant) {
         self.containers.retain(|id, _| world.containers.contains_key(id));
         self.pods.retain(|id, _| world.sandboxes.get(id).is_some_and(|pod| is_measured(pod)));
         for container in world.containers.values() {
-            if let Some(sample) = self.container(container, now) {
-                fresh.containers.push((container.id.clone(), Arc::new(sample)));
+            let has_ended = match container.phase {
+                Phase::Created { .. } | Phase::Running { .. } => false,
+                Phase::Exited(_) => true,
+                Phase::Creating | Phase::Removing => continue,
+            };
+            match self.containers.get_mut(&container.id) {
+                Some(known) => known.has_ended = has_ended,
+                // A group that is not there yet is looked for again at the next change.
+                None => {
+                    let metered = Metered::open(&self.node, &container.cgroups_path, now);
+                    if metered.is_some() || has_ended {
+                        let new = MeteredContainer { metered, has_ended };
+                        self.containers.insert(container.id.clone(), new);
+                    }
+                }
             }
         }
         for sandbox in world.sandboxes.values().filter(|sandbox| is_measured(sandbox)) {
-            if let Some(sample) = self.pod(sandbox, now) {
-                fresh.pods.push((sandbox.id.clone(), Arc::new(sample)));
+            if !self.pods.contains_key(&sandbox.id)
+                && let Some(new) = open_pod(&self.node, sandbox, now)
+            {
+                self.pods.insert(sandbox.id.clone(), new);
             }
+        }
+    }
+
+    /// Reads what is due.
+    fn sample(&mut self, now: Instant) -> Fresh {
+        let mut fresh = Fresh::default();
+        let (buffer, names) = (&mut self.buffer, &mut self.names);
+        for (id, container) in &mut self.containers {
+            let is_final = container.has_ended;
+            let Some(metered) = &mut container.metered else { continue };
+            if !is_final && metered.due > now {
+                continue;
+            }
+            let usage = metered.read(buffer, names, now, is_final);
+            if is_final {
+                container.metered = None;
+            }
+            fresh.containers.push((id.clone(), Arc::new(ContainerSample { usage, is_final })));
+        }
+        for (id, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.metered.due <= now) {
+            let usage = pod.metered.read(buffer, names, now, false);
+            let network = pod.probe.as_ref().and_then(|probe| probe.read(clock::now_ns()));
+            if let Some(nano_cores) = usage.nano_cores {
+                let working_set = usage.reading.memory.working_set.unwrap_or(0);
+                pod.trail.push(nano_cores / 1_000_000, working_set);
+            }
+            let sample = PodSample { usage, network, trail: pod.trail.clone() };
+            fresh.pods.push((id.clone(), Arc::new(sample)));
         }
         fresh
     }
 
-    fn container(&mut self, container: &Container, now: Instant) -> Option<ContainerSample> {
-        let is_final = match container.phase {
-            Phase::Created { .. } | Phase::Running { .. } => false,
-            Phase::Exited(_) => true,
-            Phase::Creating | Phase::Removing => return None,
-        };
-        if !self.containers.contains_key(&container.id) {
-            let metered = Metered::open(&self.node, &container.cgroups_path, now);
-            // A group that is not there yet is looked for again at the next change of the world.
-            if metered.is_some() || is_final {
-                self.containers.insert(container.id.clone(), metered);
-            }
-        }
-        let slot = self.containers.get_mut(&container.id)?;
-        let metered = slot.as_mut()?;
-        if !is_final && metered.due > now {
-            return None;
-        }
-        let usage = metered.read(&mut self.buffer, &mut self.names, now);
-        if is_final {
-            *slot = None;
-        }
-        Some(ContainerSample { usage, is_final })
-    }
-
-    fn pod(&mut self, sandbox: &Sandbox, now: Instant) -> Option<PodSample> {
-        if !self.pods.contains_key(&sandbox.id) {
-            let metered = Metered::open(&self.node, &sandbox.cgroup_parent, now)?;
-            let own_network = sandbox.spec.network != NamespaceMode::Node;
-            let address = sandbox.addresses.first().copied();
-            let probe = own_network.then(|| Probe::open(sandbox.pause_pid, address)).flatten();
-            let pod = MeteredPod { metered, probe, trail: Trail::default() };
-            self.pods.insert(sandbox.id.clone(), pod);
-        }
-        let pod = self.pods.get_mut(&sandbox.id)?;
-        if pod.metered.due > now {
-            return None;
-        }
-        let usage = pod.metered.read(&mut self.buffer, &mut self.names, now);
-        let network = pod.probe.as_ref().and_then(|probe| probe.read(clock::now_ns()));
-        if let Some(nano_cores) = usage.nano_cores {
-            pod.trail.push(nano_cores / 1_000_000, usage.reading.memory.working_set.unwrap_or(0));
-        }
-        Some(PodSample { usage, network, trail: pod.trail.clone() })
-    }
-
     fn next_due(&self) -> Instant {
-        let containers = self.containers.values().flatten();
+        let containers = self.containers.values().filter_map(|it| it.metered.as_ref());
         let all = containers.chain(self.pods.values().map(|pod| &pod.metered));
         let far = Instant::now() + PERIOD;
         all.map(|metered| metered.due).min().unwrap_or(far).min(far)
     }
+}
+
+fn open_pod(node: &Hierarchies, sandbox: &Sandbox, now: Instant) -> Option<MeteredPod> {
+    let metered = Metered::open(node, &sandbox.cgroup_parent, now)?;
+    let own_network = sandbox.spec.network != NamespaceMode::Node;
+    let address = sandbox.addresses.first().copied();
+    let probe = own_network.then(|| Probe::open(sandbox.pause_pid, address)).flatten();
+    Some(MeteredPod { metered, probe, trail: Trail::default() })
 }
 
 /// A pod has numbers while it is up. One whose parent is the root of the hierarchy has none of its
@@ -201,6 +211,7 @@ struct Metered {
     due: Instant,
     turns: u32,
     limits: Limits,
+    reading: Reading,
     last: Option<(Instant, u64)>,
     nano_cores: Option<u64>,
 }
@@ -213,19 +224,30 @@ impl Metered {
             due: now,
             turns: 0,
             limits: Limits::default(),
+            reading: Reading::default(),
             last: None,
             nano_cores: None,
         })
     }
 
-    fn read(&mut self, buffer: &mut Buffer, names: &mut Names, now: Instant) -> Usage {
-        if self.turns.is_multiple_of(LIMITS_EVERY) {
-            self.limits = self.meter.limits(buffer);
-        }
+    fn read(
+        &mut self,
+        buffer: &mut Buffer,
+        names: &mut Names,
+        now: Instant,
+        is_final: bool,
+    ) -> Usage {
+        let age = now - self.born;
+        let whole = is_final || age < PERIOD || self.turns.is_multiple_of(WHOLE_EVERY);
         self.turns = self.turns.wrapping_add(1);
         let (at, at_ns) = (Instant::now(), clock::now_ns());
-        let reading = self.meter.read(buffer);
-        if let Some(total) = reading.cpu.total_ns {
+        if whole {
+            self.reading = self.meter.read(buffer);
+            self.limits = self.meter.limits(buffer);
+        } else {
+            self.meter.refresh(buffer, &mut self.reading);
+        }
+        if let Some(total) = self.reading.cpu.total_ns {
             match self.last {
                 Some((then, _)) if at - then < SPAN_MIN => {}
                 last => {
@@ -234,10 +256,23 @@ impl Metered {
                 }
             }
         }
-        self.due = now + pause_after(now - self.born);
+        self.due = due_after(now, age);
+        let reading = self.reading.clone();
         let devices = reading.io.iter().map(|io| names.of(io.major, io.minor)).collect();
         Usage { at_ns, limits: self.limits, nano_cores: self.nano_cores, devices, reading }
     }
+}
+
+/// The old are put on common turns, each at a second of its own that it had by chance.
+fn due_after(now: Instant, age: Duration) -> Instant {
+    let pause = pause_after(age);
+    if pause < PERIOD {
+        return now + pause;
+    }
+    // The clock of a turn is that of the machine, so all agree on it.
+    let second = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_nsec;
+    let into_turn = Duration::from_nanos(u64::try_from(second).unwrap_or(0));
+    now + pause - into_turn.min(TURN)
 }
 
 /// A cgroup is read again when it is twice as old, and at the ordinary pace in the end.

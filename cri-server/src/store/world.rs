@@ -1,7 +1,7 @@
 //! The world in memory: one immutable snapshot, swapped whole at every change, so that no reader
 //! waits for a writer, for a disk or for a container.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -34,11 +34,30 @@ impl Snapshot {
         self.sandboxes.values().find(|sandbox| sandbox.spec.metadata == *metadata).cloned()
     }
 
+    /// Looked at once: to look for the containers of each sandbox would be a walk for each.
+    pub(crate) fn members(&self) -> Members {
+        let mut members = Members::default();
+        for container in self.containers.values() {
+            members.0.entry(container.sandbox_id.clone()).or_default().push(container.clone());
+        }
+        members
+    }
+
     pub(crate) fn containers_of<'a>(
         &'a self,
         sandbox: &'a Id,
     ) -> impl Iterator<Item = &'a Arc<Container>> {
         self.containers.values().filter(move |container| container.sandbox_id == *sandbox)
+    }
+}
+
+/// The containers of each sandbox, for answers about all of them.
+#[derive(Debug, Default)]
+pub(crate) struct Members(HashMap<Id, Vec<Arc<Container>>>);
+
+impl Members {
+    pub(crate) fn of(&self, sandbox: &Id) -> &[Arc<Container>] {
+        self.0.get(sandbox).map(Vec::as_slice).unwrap_or_default()
     }
 }
 

@@ -36,6 +36,18 @@ async fn the_packaged_unit_comes_and_goes_without_its_pods() {
     let shim = shim.trim();
     outside(shim);
 
+    // The journal has the fields of a line, not only its text.
+    let serving = wait::until("a line of the daemon in the journal", SOON, || {
+        let arguments = ["-u", UNIT, "-o", "json", "--no-pager"];
+        let lines = Command::new("journalctl").args(arguments).output().unwrap().stdout;
+        let lines = String::from_utf8(lines).unwrap();
+        let mut lines =
+            lines.lines().map(|it| serde_json::from_str::<serde_json::Value>(it).unwrap());
+        lines.find(|line| line["MESSAGE"] == "serving")
+    });
+    assert!(serving["F_SOCKET"].as_str().unwrap().contains(SOCKET), "{serving}");
+    assert_eq!(serving["TARGET"], "lapstrake::app", "{serving}");
+
     let first = property("MainPID");
     systemctl(&["restart", UNIT]);
     assert_ne!(property("MainPID"), first);

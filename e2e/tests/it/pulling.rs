@@ -43,6 +43,11 @@ async fn images_of_both_forms_come_through_the_mirrors_and_run() {
     let container = pod.start(&container("main", &id).shell("echo pulled")).await;
     container.exited().await;
     container.wait_for_log("pulled");
+    for stage in ["resolve", "manifest", "layers", "commit"] {
+        let series =
+            format!("lapstrake_stage_seconds_count{{operation=\"pull_image\",stage=\"{stage}\"}} ");
+        assert_eq!(node.metric(&series).as_deref(), Some("2"), "two pulls went through {stage}");
+    }
     node.finish().await;
 }
 

@@ -61,6 +61,7 @@ async fn one(
     let registries = core.registries();
     let session = Session::new(clients, (&core.config, &registries), reference, auth)?;
     let session = Arc::new(session);
+    let mut stages = core.config.observe.begin("resolve");
     let told = session.resolve(reference.wanted()).await?;
     if let (Some(promised), Some(told)) = (reference.digest(), &told)
         && promised != told
@@ -80,6 +81,7 @@ async fn one(
             return Ok(id);
         }
     }
+    stages.enter("manifest");
     let wanted = told.as_ref().map_or(reference.wanted(), |digest| digest.as_str());
     let (manifest, content) = manifests(&session, wanted).await?;
     let digests: Vec<Digest> = content.iter().map(|one| one.digest.clone()).collect();
@@ -99,11 +101,13 @@ async fn one(
             (config.digest.clone(), bytes, parsed)
         }
     };
+    stages.enter("layers");
     let (layers, source) = (layers(&manifest, &parsed), Source::Registry(Arc::clone(&session)));
     core.step("resolved");
     tracked.expect(&layers);
     let of = reference.to_string();
     let ready = gather(core, &of, (&layers, &tracked), |_| source.clone()).await?;
+    stages.enter("commit");
     tracked.enter(PullStage::Syncing);
     let repo_digest = content.first().map(|top: &Content| reference.repo_digest(&top.digest));
     let fresh = Fresh {

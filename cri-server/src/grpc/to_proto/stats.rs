@@ -9,11 +9,11 @@ use crate::metrics::pods::{self, Family};
 use crate::sandbox::Sandbox;
 use crate::stats::network::{Interface, Traffic};
 use crate::stats::{Numbers, Usage};
-use crate::store::world::Snapshot;
+use crate::store::world::Members;
 
 /// What an answer is made of.
 pub(crate) struct View<'a> {
-    pub(crate) world: &'a Snapshot,
+    pub(crate) members: &'a Members,
     pub(crate) numbers: &'a Numbers,
     /// Where containers write.
     pub(crate) mountpoint: &'a str,
@@ -54,7 +54,7 @@ impl View<'_> {
     pub(crate) fn sandbox(&self, sandbox: &Sandbox) -> cri::PodSandboxStats {
         let sample = self.numbers.pods.get(&sandbox.id);
         let usage = sample.map(|sample| &sample.usage);
-        let running = self.world.containers_of(&sandbox.id).filter(|it| is_listed(it));
+        let running = self.members.of(&sandbox.id).iter().filter(|it| is_listed(it));
         cri::PodSandboxStats {
             attributes: Some(cri::PodSandboxAttributes {
                 id: sandbox.id.to_string(),
@@ -81,7 +81,8 @@ impl View<'_> {
     pub(crate) fn metrics(&self, sandbox: &Sandbox) -> cri::PodSandboxMetrics {
         let mut metrics =
             cri::PodSandboxMetrics { pod_sandbox_id: sandbox.id.to_string(), ..Default::default() };
-        pods::subjects(sandbox, self.world, self.numbers, |container, subject| {
+        let members = self.members.of(&sandbox.id);
+        pods::subjects(sandbox, members, self.numbers, |container, subject| {
             let samples = pods::FAMILIES.iter().flat_map(|family| samples(family, subject));
             let samples = samples.collect();
             match container {
