@@ -43,7 +43,12 @@ impl Pod {
         let shims = Shims::open(binary, ShimCgroup { parent }).unwrap();
         let (shim, pause) = tokio.block_on(async {
             let shim = shims.spawn(ID, &dir).await.unwrap();
-            let ask = CreateSandbox { id: ID.into(), bundle: dir.clone(), shm_size: 1 << 20 };
+            let ask = CreateSandbox {
+                id: ID.into(),
+                bundle: dir.clone(),
+                shm_size: 1 << 20,
+                seccomp_bpf: None,
+            };
             let made = shim.create_sandbox(ask, None).await.unwrap();
             (shim, made.pause_pid)
         });
