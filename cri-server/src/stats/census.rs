@@ -198,8 +198,14 @@ mod tests {
 
     /// What a child with this standard input holds, and what the test's own parents left to it.
     fn of_child(input: std::process::Stdio) -> (u64, u64) {
-        let mut child =
-            std::process::Command::new("sleep").arg("100").stdin(input).spawn().unwrap();
+        // It holds still once it has spoken: before that, the loader opens files of its own.
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "echo; kill -STOP $$"])
+            .stdin(input)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
         let counted = descriptors(i32::try_from(child.id()).unwrap());
         child.kill().unwrap();
         child.wait().unwrap();

@@ -169,7 +169,8 @@ async fn real_clients_get_what_they_got() {
                 break;
             }
         }
-        while !got.covers(&expect) {
+        // A stream may end without a byte.
+        while !got.covers(&expect) || got.streams.len() < expect.streams.len() {
             let mut buffer = vec![0; 4096];
             let length = socket.read(&mut buffer).await.unwrap();
             assert!(length > 0, "{}: closed early: {:?}", capture.name, got.streams);
