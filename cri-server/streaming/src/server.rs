@@ -192,7 +192,7 @@ impl<T: Send + Sync + 'static> Server<T> {
             let Ok(upgraded) = upgrade.await else { return };
             let Ok(parts) = upgraded.downcast::<TokioIo<Socket>>() else { return };
             let (socket, early) = (parts.io.into_inner(), parts.read_buf);
-            server.session(socket, early, agreed.transport, (errand, target), asked).await;
+            server.session(socket, early, agreed.transport, (errand, target, asked)).await;
             drop(seat);
         });
         let mut response = Response::new(Full::default());
@@ -207,8 +207,7 @@ impl<T: Send + Sync + 'static> Server<T> {
         socket: Socket,
         early: Bytes,
         transport: Transport,
-        (errand, target): (Errand, T),
-        asked: Vec<u16>,
+        (errand, target, asked): (Errand, T, Vec<u16>),
     ) {
         let activity = Arc::new(Activity::new());
         let mut tasks = JoinSet::new();
@@ -237,8 +236,8 @@ impl<T: Send + Sync + 'static> Server<T> {
                     _ => remote_command::INBOUND.to_vec(),
                 };
                 let both = (liveness, activity.clone());
-                let channels =
-                    websocket::start(socket, early, dialect, &inbound, both, &mut tasks).await;
+                let opened = (socket, early);
+                let channels = websocket::start(opened, dialect, &inbound, both, &mut tasks).await;
                 Connection::WebSocket(channels)
             }
         };
@@ -246,7 +245,8 @@ impl<T: Send + Sync + 'static> Server<T> {
             match errand {
                 Errand::Exec(wanted) | Errand::Attach(wanted) => {
                     let attach = matches!(errand, Errand::Attach(_));
-                    self.remote_command(&mut connection, transport, wanted, attach, &target).await;
+                    self.remote_command(&mut connection, transport, (wanted, attach), &target)
+                        .await;
                 }
                 Errand::PortForward(allowed) => {
                     let backend = self.inner.backend.clone();
@@ -269,8 +269,7 @@ impl<T: Send + Sync + 'static> Server<T> {
         &self,
         connection: &mut Connection,
         transport: Transport,
-        wanted: Wanted,
-        attach: bool,
+        (wanted, attach): (Wanted, bool),
         target: &T,
     ) {
         let dialect = match transport {

@@ -414,7 +414,7 @@ impl Reader {
         let gone = self.shared.ended.child_token();
         {
             let mut state = lock(&self.shared.state);
-            if id % 2 == 0 || id <= state.last {
+            if id.is_multiple_of(2) || id <= state.last {
                 return Err(Fault::StreamOrder(id));
             }
             state.last = id;

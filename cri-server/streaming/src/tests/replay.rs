@@ -69,22 +69,23 @@ impl Said {
         }
         let head = self.head.as_deref().unwrap_or_default();
         let (websocket, tunnel) = (head.contains("websocket"), head.contains("spdy/3.1+"));
-        while websocket {
-            let Some(message) = message(&mut self.buffer) else { break };
-            if tunnel {
-                self.inner.extend_from_slice(&message);
-            } else if let Some((channel, content)) = message.split_first() {
-                self.streams.entry(u32::from(*channel)).or_default().extend_from_slice(content);
+        if websocket {
+            while let Some(message) = message(&mut self.buffer) {
+                if tunnel {
+                    self.inner.extend_from_slice(&message);
+                } else if let Some((channel, content)) = message.split_first() {
+                    let stream = self.streams.entry(u32::from(*channel)).or_default();
+                    stream.extend_from_slice(content);
+                }
             }
         }
+        if websocket && !tunnel {
+            return;
+        }
         let spdy = if tunnel { &mut self.inner } else { &mut self.buffer };
-        while !websocket || tunnel {
-            match self.spdy.next(spdy).unwrap() {
-                Some(Frame::Data { stream, bytes, .. }) => {
-                    self.streams.entry(stream).or_default().extend_from_slice(&bytes);
-                }
-                Some(_) => {}
-                None => break,
+        while let Some(frame) = self.spdy.next(spdy).unwrap() {
+            if let Frame::Data { stream, bytes, .. } = frame {
+                self.streams.entry(stream).or_default().extend_from_slice(&bytes);
             }
         }
     }

@@ -55,8 +55,7 @@ struct Shared {
 
 /// Serves a connection by tasks of `tasks`. The client may write to the channels `inbound`.
 pub(crate) async fn start(
-    socket: Socket,
-    early: Bytes,
+    (socket, early): (Socket, Bytes),
     dialect: Dialect,
     inbound: &[u8],
     (liveness, activity): (Liveness, Arc<Activity>),
