@@ -307,10 +307,11 @@ async fn a_fixed_address_is_served_by_each_daemon_in_turn() {
 #[tokio::test]
 async fn a_client_that_does_not_read_stops_its_command_and_nothing_else() {
     let (node, container) = sleeping().await;
-    let script =
-        "i=0; while :; do i=$((i+1)); echo $i >/tmp/progress; head -c 65536 /dev/zero; done";
+    // Renamed into place: a file that is being written is empty for a moment.
+    let script = "i=0; while :; do i=$((i+1)); echo $i >/dev/shm/next; \
+                  mv /dev/shm/next /dev/shm/progress; head -c 65536 /dev/zero; done";
     let stalled = container.stream(script, OUT).await;
-    let progress = async || container.shell("cat /tmp/progress 2>/dev/null || echo 0").await;
+    let progress = async || container.shell("cat /dev/shm/progress 2>/dev/null || echo 0").await;
     let mut last = String::new();
     loop {
         tokio::time::sleep(Duration::from_millis(300)).await;
