@@ -46,10 +46,12 @@ test: need-test build ## everything but the vm ring; needs root and leaves nothi
 	@$(MAKE) --no-print-directory test-runc
 
 # The tests of containers, execs and logs once more, with Debian's runc in place of the built-in runtime.
+# All of the workspace, so that nothing is compiled again with other features.
 .PHONY: test-runc
 test-runc:
 	E2E_REQUIRE_ROOT=1 E2E_HANDLER=/usr/sbin/runc LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim \
-		cargo test --release --locked -p e2e --test it -- container_lifecycle:: exec:: logs:: --test-threads $(TEST_THREADS)
+		cargo test --release --locked --workspace --test it -- container_lifecycle:: exec:: logs:: \
+		--test-threads $(TEST_THREADS)
 
 test-vm: need-test build ## e2e and kernel rings in a QEMU guest: systemd, pure cgroup v2, a Debian kernel
 	@if [ "$$(id -u)" != 0 ]; then echo "make test-vm: needs root to make the guest"; exit 1; fi
