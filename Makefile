@@ -42,8 +42,8 @@ test: need-test build ## everything but the vm ring; needs root and leaves nothi
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: the kernel and e2e rings need root"; exit 1; fi
 	cargo test --release --locked --workspace --no-run
 	@$(MAKE) --no-print-directory shim
-	@export E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim; $(call cargo_test,--workspace)
 	@$(MAKE) --no-print-directory test-runc
+	@export E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim; $(call cargo_test,--workspace)
 
 # The tests of containers, execs and logs once more, with Debian's runc in place of the built-in runtime.
 # All of the workspace, so that nothing is compiled again with other features.
