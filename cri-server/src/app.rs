@@ -1,10 +1,11 @@
 //! The one place where the daemon is wired together, started and drained.
 
 use std::collections::BTreeSet;
+use std::fs::TryLockError;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::net::UnixListener;
@@ -38,6 +39,13 @@ use crate::streaming::Streaming;
 /// How long calls under way may take to finish after SIGTERM. Whatever is cut off then is
 /// finished or taken back by the next start.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long the lock of a directory may still be held by what a killed daemon had just forked: a
+/// shim lets it go when it is executed.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+
+/// How often the lock is tried meanwhile.
+const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// How long the last answers may take to reach their callers.
 const FLUSH: Duration = Duration::from_millis(100);
@@ -330,13 +338,20 @@ pub(crate) fn lock(dir: &Path) -> anyhow::Result<std::fs::File> {
         .truncate(false)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
-    file.try_lock().with_context(|| {
-        format!(
-            "another lapstrake daemon uses {}; give this one a --root, a --state and a --listen of \
-             its own",
-            dir.display()
-        )
-    })?;
+    let end = Instant::now() + LOCK_WAIT;
+    while let Err(error) = file.try_lock() {
+        if Instant::now() < end && matches!(error, TryLockError::WouldBlock) {
+            std::thread::sleep(LOCK_POLL);
+            continue;
+        }
+        return Err(error).with_context(|| {
+            format!(
+                "another lapstrake daemon uses {}; give this one a --root, a --state and a \
+                 --listen of its own",
+                dir.display()
+            )
+        });
+    }
     Ok(file)
 }
 
