@@ -15,8 +15,8 @@ FOR_TEST := $(FOR_RUN) chromium containernetworking-plugins crun curl dbus-daemo
 	golang-github-containers-common iptables openssl procps prometheus protobuf-compiler qemu-system-x86 runc
 FOR_BENCH := $(FOR_TEST) containerd
 
-# E2e tests wait more than they compute.
-TEST_THREADS ?= $(shell echo $$(( 2 * $$(nproc) )))
+# E2e tests wait more than they compute; with many more at once than processors they wait for each other.
+TEST_THREADS ?= $(shell echo $$(( $$(nproc) + 1 )))
 
 .PHONY: help build run test test-vm test-fast lint critest soak bench need-build need-run need-test need-critest need-bench
 
