@@ -69,6 +69,7 @@ pub(crate) fn sandbox() -> Sandbox {
             dns: None,
             port_mappings: vec![],
             bandwidth: pod::Bandwidth::default(),
+            shm_bytes: pod::SHM_BYTES,
             labels: [].into(),
             annotations: [].into(),
             runtime_handler: String::new(),

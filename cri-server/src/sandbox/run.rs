@@ -16,9 +16,6 @@ use crate::metrics::timeline::Timeline;
 use crate::store::disk;
 use crate::store::operations::Key;
 
-/// Size of the pod's /dev/shm; the same as Docker's and the peers'.
-const SHM_BYTES: u64 = 64 << 20;
-
 /// Longest label of a host name (RFC 1123); the kernel's UTS field holds one byte more.
 const HOSTNAME_MAX: usize = 63;
 
@@ -163,7 +160,7 @@ async fn bring_up(
     write_files(&sandbox, dir)?;
     let shm_size = match sandbox.spec.ipc {
         NamespaceMode::Node => 0,
-        _ => SHM_BYTES,
+        _ => sandbox.spec.shm_bytes,
     };
     timeline.enter("pause");
     let request = runtime::CreateSandbox {

@@ -23,6 +23,9 @@ pub(crate) struct Spec {
     pub(crate) port_mappings: Vec<PortMapping>,
     #[serde(default)]
     pub(crate) bandwidth: Bandwidth,
+    /// Size of the pod's /dev/shm.
+    #[serde(default = "shm_bytes")]
+    pub(crate) shm_bytes: u64,
     pub(crate) labels: StringMap,
     pub(crate) annotations: StringMap,
     /// The name of a configured runtime handler; empty means the default one.
@@ -44,6 +47,13 @@ pub(crate) struct Spec {
     pub(crate) overhead: Resources,
     #[serde(default)]
     pub(crate) resources: Resources,
+}
+
+/// Size of a /dev/shm for which nobody asked another; the same as Docker's and the peers'.
+pub(crate) const SHM_BYTES: u64 = 64 << 20;
+
+fn shm_bytes() -> u64 {
+    SHM_BYTES
 }
 
 /// How the sandbox's own process is confined; containers say that for themselves.

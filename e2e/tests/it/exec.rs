@@ -1,9 +1,13 @@
 //! ExecSync: what probes and lifecycle hooks run inside a container.
 
+use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use e2e::wait::scaled;
 use e2e::{Container, Node, container, image, pod};
+use k8s_cri::v1 as cri;
+use prost::Message;
 use tonic::Code;
 
 use crate::refused::refused;
@@ -57,7 +61,40 @@ async fn a_timeout_kills_the_command_and_all_it_started() {
     assert!(asked.elapsed() < scaled(Duration::from_secs(10)), "{:?}", asked.elapsed());
     let left = container.shell("ps -o args | grep -c '[s]leep 700' || true").await;
     assert_eq!(left, "0");
-    assert_eq!(container.state().await, k8s_cri::v1::ContainerState::ContainerRunning);
+    assert_eq!(container.state().await, cri::ContainerState::ContainerRunning);
+    node.finish().await;
+}
+
+/// With curl, because a client library gives up at its deadline by itself and hides what was answered.
+#[tokio::test]
+async fn a_callers_own_deadline_is_answered_as_one() {
+    let (node, container) = sleeping().await;
+    let request = cri::ExecSyncRequest {
+        container_id: container.id.clone(),
+        cmd: vec!["sleep".to_owned(), "7004".to_owned()],
+        timeout: 5,
+    };
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(request.encoded_len()).unwrap().to_be_bytes());
+    request.encode(&mut frame).unwrap();
+    let body = node.scratch().join("request");
+    fs::write(&body, frame).unwrap();
+    let answer = Command::new("curl")
+        .args(["--silent", "--show-error", "--http2-prior-knowledge", "--include"])
+        .args(["--max-time", "60", "--unix-socket", node.endpoint().trim_start_matches("unix://")])
+        .args(["--header", "content-type: application/grpc", "--header", "te: trailers"])
+        .args(["--header", "grpc-timeout: 300m", "--data-binary", &format!("@{}", body.display())])
+        .arg("http://node/runtime.v1.RuntimeService/ExecSync")
+        .output()
+        .unwrap();
+    let answer = format!(
+        "{}{}",
+        String::from_utf8_lossy(&answer.stdout),
+        String::from_utf8_lossy(&answer.stderr)
+    );
+    let status = format!("grpc-status: {}", Code::DeadlineExceeded as i32);
+    assert!(answer.lines().any(|line| line == status), "{answer}");
+    assert!(answer.contains("grpc-message: ExecSync:"), "{answer}");
     node.finish().await;
 }
 

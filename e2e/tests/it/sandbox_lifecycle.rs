@@ -253,11 +253,14 @@ async fn private_pid_namespaces_do_not_see_each_other() {
 #[tokio::test]
 async fn containers_of_a_pod_share_memory_segments_and_nothing_of_the_host() {
     let node = Node::with_busybox().await;
-    let pod = node.run_pod(pod("ipc")).await;
+    let pod = node.run_pod(pod("ipc").annotation("lapstrake.io/shm-size", "8Mi")).await;
     let sleep = |name| container(name, image::BUSYBOX).shell("sleep 1000");
     let (one, two) = (pod.start(&sleep("one")).await, pod.start(&sleep("two")).await);
     one.shell("echo shared > /dev/shm/note").await;
-    assert_eq!(two.shell("cat /dev/shm/note").await, "shared");
+    assert_eq!(
+        two.shell("cat /dev/shm/note; stat -fc '%b %S' /dev/shm").await,
+        "shared\n2048 4096"
+    );
     assert_eq!(
         one.shell("readlink /proc/self/ns/ipc").await,
         two.shell("readlink /proc/self/ns/ipc").await

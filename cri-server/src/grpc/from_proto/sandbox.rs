@@ -11,7 +11,7 @@ use super::{absolute, name, namespace_mode, string_map};
 use crate::error::Error;
 use crate::quantity;
 use crate::sandbox::spec::{
-    Bandwidth, Confinement, Dns, Metadata, NamespaceMode, PortMapping, Protocol, Spec,
+    Bandwidth, Confinement, Dns, Metadata, NamespaceMode, PortMapping, Protocol, SHM_BYTES, Spec,
 };
 
 /// What a limit may be, in bits per second, as the peers have it: less would stop a pod's network
@@ -53,6 +53,7 @@ pub(crate) fn sandbox(request: cri::RunPodSandboxRequest) -> Result<Spec, Error>
             .map(port_mapping)
             .collect::<Result<_, _>>()?,
         bandwidth: bandwidth(&config.annotations)?,
+        shm_bytes: shm_bytes(&config.annotations)?,
         labels: string_map("config.labels", config.labels)?,
         annotations: string_map("config.annotations", config.annotations)?,
         runtime_handler: request.runtime_handler,
@@ -160,6 +161,20 @@ fn bandwidth(annotations: &HashMap<String, String>) -> Result<Bandwidth, Error> 
         }
     };
     Ok(Bandwidth { ingress: limit("ingress")?, egress: limit("egress")? })
+}
+
+/// The contract has no field for it; the second name is CRI-O's.
+const SHM_SIZE: [&str; 2] = ["lapstrake.io/shm-size", "io.kubernetes.cri-o.ShmSize"];
+
+fn shm_bytes(annotations: &HashMap<String, String>) -> Result<u64, Error> {
+    let given = SHM_SIZE.iter().find_map(|key| Some((key, annotations.get(*key)?)));
+    let Some((key, text)) = given else { return Ok(SHM_BYTES) };
+    let wrong = |problem| Error::invalid(format!("config.annotations[{key}]"), problem);
+    match u64::try_from(quantity::whole(text).map_err(wrong)?) {
+        // For the kernel a size of 0 is no limit at all.
+        Ok(bytes) if bytes > 0 => Ok(bytes),
+        _ => Err(wrong(format!("{text:?} must be more than nothing, such as 256Mi"))),
+    }
 }
 
 fn cgroup_parent(parent: &str) -> Result<String, Error> {
@@ -293,6 +308,9 @@ mod tests {
             let key = "kubernetes.io/egress-bandwidth";
             refused(|c| drop(c.annotations.insert(key.into(), limit.into())), key);
         }
+        for (key, size) in [(SHM_SIZE[0], "0"), (SHM_SIZE[1], "much")] {
+            refused(|c| drop(c.annotations.insert(key.into(), size.into())), key);
+        }
         refused(
             |c| {
                 c.port_mappings.push(cri::PortMapping { host_port: 99_999, ..Default::default() });
@@ -308,6 +326,18 @@ mod tests {
         annotations.insert("kubernetes.io/ingress-bandwidth".into(), "10M".into());
         let spec = sandbox(request).unwrap();
         assert_eq!(spec.bandwidth, Bandwidth { ingress: Some(10_000_000), egress: None });
+    }
+
+    #[test]
+    fn shared_memory_has_the_size_of_an_annotation_or_the_usual_one() {
+        assert_eq!(sandbox(request()).unwrap().shm_bytes, SHM_BYTES);
+        let mut request = request();
+        let annotations = &mut request.config.as_mut().unwrap().annotations;
+        annotations.insert("io.kubernetes.cri-o.ShmSize".into(), "1Gi".into());
+        assert_eq!(sandbox(request.clone()).unwrap().shm_bytes, 1 << 30);
+        let annotations = &mut request.config.as_mut().unwrap().annotations;
+        annotations.insert("lapstrake.io/shm-size".into(), "8Mi".into());
+        assert_eq!(sandbox(request).unwrap().shm_bytes, 8 << 20);
     }
 
     #[test]
