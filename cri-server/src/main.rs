@@ -22,6 +22,7 @@ mod shims;
 mod stats;
 mod store;
 mod streaming;
+mod why;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -291,6 +291,14 @@ impl Client {
         answer("ExplainImage", &format!("image {name}"), call).await
     }
 
+    /// What pods and containers that a word means are waiting for.
+    pub(crate) async fn why(&self, word: &str) -> Result<admin::WhyResponse, Error> {
+        let mut service = self.admin.clone();
+        let call =
+            service.why(within(CALL_DEADLINE, admin::WhyRequest { object: word.to_owned() }));
+        answer("Why", &format!("pod or container {word}"), call).await
+    }
+
     /// No deadline: reading an image takes as long as it is large.
     pub(crate) async fn verify_image(&self, name: &str) -> Result<Vec<admin::DamagedLayer>, Error> {
         let mut service = self.admin.clone();

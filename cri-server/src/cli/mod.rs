@@ -17,6 +17,7 @@ mod rm;
 mod run;
 mod signals;
 mod teardown;
+mod why;
 
 use std::{io, process::ExitCode};
 
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     Explain(explain::Args),
     /// Show pods and their containers
     Ps(ps::Args),
+    /// Say what a pod or container is doing or waiting for
+    Why(why::Args),
     /// Run a command in a container and print what it says
     Exec(exec::Args),
     /// Stop and remove pods
@@ -90,6 +93,7 @@ pub(crate) async fn execute(command: Command) -> Result<ExitCode, Error> {
         Command::Explain(args) => explain::explain(&args).await,
         Command::Images(args) => images::images(args).await.map_err(Cause::from),
         Command::Ps(args) => ps::ps(&args).await,
+        Command::Why(args) => why::why(&args).await,
         Command::Exec(args) => exec::exec(args).await,
         Command::Rm(args) => rm::rm(&args).await,
         Command::Events(args) => events::events(&args).await,

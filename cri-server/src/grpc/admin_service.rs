@@ -14,6 +14,7 @@ use super::observe::Service;
 use super::runtime_service::Items;
 use super::{status, to_proto};
 use crate::error::Error;
+use crate::why;
 
 /// Bytes of an archive on their way from the client to the unpacker.
 const PIPE_BYTES: usize = 1 << 20;
@@ -193,6 +194,18 @@ impl Admin for Service {
             set.map_err(|error| Error::invalid("filter", error.to_string()))?;
             tracing::info!(%filter, "the log level was changed");
             Ok(admin::SetLogLevelResponse {})
+        })
+        .await
+    }
+
+    async fn why(
+        &self,
+        request: Request<admin::WhyRequest>,
+    ) -> Result<Response<admin::WhyResponse>, Status> {
+        let object = request.into_inner().object;
+        // Not told as the object of a call: the answer is about the other calls.
+        self.attended("Why", String::new(), async {
+            Ok(to_proto::why::reasons(why::why(&self.ctx, &object).await?))
         })
         .await
     }

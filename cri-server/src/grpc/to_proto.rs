@@ -1,6 +1,7 @@
 //! Inside to wire: the only place that builds CRI answers.
 
 pub(super) mod stats;
+pub(super) mod why;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -30,7 +30,7 @@ struct Arguments {
     /// How many times in a row.
     #[arg(long, default_value_t = 1)]
     runs: u32,
-    /// Specs at the same time; needs the program `ginkgo`.
+    /// Specs at the same time; needs the program `ginkgo`, in PATH or beside the suite's.
     #[arg(long, default_value_t = 1)]
     parallel: u32,
     /// In another order each time.
@@ -88,7 +88,6 @@ fn run(arguments: &Arguments, node: &Node) -> Vec<Value> {
     command
         .arg(format!("-runtime-endpoint={}", node.endpoint()))
         .arg(format!("-image-endpoint={}", node.endpoint()))
-        .arg(format!("-parallel={}", arguments.parallel))
         .arg("-ginkgo.no-color")
         .arg(format!("-ginkgo.json-report={}", report.display()))
         .current_dir(node.scratch())
@@ -96,6 +95,14 @@ fn run(arguments: &Arguments, node: &Node) -> Vec<Value> {
         .stderr(log);
     for (spec, _) in OUTSIDE {
         command.arg(format!("-ginkgo.skip={spec}"));
+    }
+    if arguments.parallel > 1 {
+        // It starts itself through ginkgo, and looks for both in PATH.
+        let own = arguments.critest.parent().unwrap().display();
+        let path = std::env::var("PATH").unwrap_or_default();
+        command
+            .arg(format!("-parallel={}", arguments.parallel))
+            .env("PATH", format!("{own}:{path}"));
     }
     if arguments.random {
         command.arg("-ginkgo.randomize-all");

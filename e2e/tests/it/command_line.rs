@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use e2e::registry::Form;
-use e2e::{Node, Options, Registry, RegistryAuth, archive, container, image, pod};
+use e2e::{Node, Options, Registry, RegistryAuth, archive, container, image, pod, wait};
 use rustix::process::{Pid, Signal, kill_process};
 
 #[tokio::test]
@@ -84,6 +85,36 @@ spec:
     kill_process(Pid::from_child(&run), Signal::INT).unwrap();
     run.wait().unwrap();
     node.assert_clean();
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_tells_what_a_container_waits_for() {
+    let node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("slow")).await;
+    let stubborn = "trap '' TERM; echo up; while :; do sleep 0.1; done";
+    let container = pod.start(&container("main", image::BUSYBOX).shell(stubborn)).await;
+    container.wait_for_log("up");
+    let why = |word: &str| {
+        let output = node.verb(&["why", word]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr)
+    };
+    let idle = why("default/slow");
+    assert!(idle.contains("nothing is under way") && idle.contains("container main"), "{idle}");
+    let stops = async {
+        let told = wait::until_async("the stop is told", Duration::from_secs(20), || async {
+            Some(why("main")).filter(|text| text.contains("under way: StopContainer"))
+        });
+        let told = told.await;
+        let pid = format!("(pid {})", node.pid_of(&container).await);
+        assert!(told.contains(&pid) && told.contains("memory "), "{told}");
+        container.stop(0).await;
+    };
+    tokio::join!(container.stop(600), stops);
+    assert!(why("main").contains("exit code 137"), "{}", why("main"));
+    let unknown = why("nobody");
+    assert!(unknown.contains("nobody") && unknown.contains("does not exist"), "{unknown}");
     node.finish().await;
 }
 

@@ -257,6 +257,9 @@ async fn a_network_that_is_not_taken_back_keeps_no_pod_and_is_owed() {
     let info = node.cri.runtime.clone().status(cri::StatusRequest { verbose: true }).await.unwrap();
     let info = &info.into_inner().info["config"];
     assert!(info.contains("default/pod") && info.contains("there is no such program"), "{info}");
+    let why = node.verb(&["why", "default/pod"]);
+    let why = String::from_utf8_lossy(&why.stdout);
+    assert!(why.contains("network not given back: default/pod"), "{why}");
 
     node.kill9();
     node.spawn().await;

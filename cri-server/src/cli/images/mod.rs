@@ -451,6 +451,13 @@ quay.io/c            <none>  0123456789ab  4.3 MB"
             Err(tonic::Status::unimplemented("WatchPulls"))
         }
 
+        async fn why(
+            &self,
+            _: tonic::Request<admin::WhyRequest>,
+        ) -> Result<tonic::Response<admin::WhyResponse>, tonic::Status> {
+            Err(tonic::Status::unimplemented("Why"))
+        }
+
         async fn explain_image(
             &self,
             _: tonic::Request<admin::ExplainImageRequest>,
