@@ -6,6 +6,7 @@
 //! that a file is where the kubelet looks, that nothing is left behind.
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
+mod apparmor;
 mod bad_input;
 mod command_line;
 mod container_lifecycle;
