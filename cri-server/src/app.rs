@@ -62,6 +62,8 @@ pub(crate) struct Ctx {
     pub(crate) seccomp: seccomp::Compiler,
     pub(crate) shims: runtime::Shims,
     pub(crate) cgroups: Arc<runtime::cgroup::Hierarchies>,
+    /// Connected when the first pod comes whose parent is a slice.
+    pub(crate) systemd: systemd::Bus,
     pub(crate) links: Links,
     pub(crate) operations: Operations,
     pub(crate) locks: Locks,
@@ -258,6 +260,7 @@ impl App {
             seccomp,
             shims,
             cgroups: cgroups.clone(),
+            systemd: systemd::Bus::default(),
             links: Links::default(),
             operations: Operations::default(),
             locks: Locks::default(),

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::network::mode::Mode;
 use runtime::RawRuntime;
-pub(crate) use runtime::{BUILT_IN, Handler, MissingSource, Rlimit, Runtime};
+pub(crate) use runtime::{BUILT_IN, CgroupDriver, Handler, MissingSource, Rlimit, Runtime};
 
 /// Read when no `--config` is given and the file exists.
 pub(crate) const DEFAULT_FILE: &str = "/etc/lapstrake/config.toml";

@@ -50,6 +50,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Cgroup(runtime::cgroup::Error),
     #[error(transparent)]
+    Systemd(#[from] systemd::Error),
+    #[error(transparent)]
     Record(#[from] crate::store::disk::DiskError),
     #[error("{attempt} {}: {source}", path.display())]
     Io { attempt: &'static str, path: PathBuf, source: io::Error },

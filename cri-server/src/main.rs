@@ -17,6 +17,7 @@ mod metrics;
 mod network;
 mod quantity;
 mod sandbox;
+mod scope;
 mod share;
 mod shims;
 mod stats;

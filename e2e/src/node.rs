@@ -54,6 +54,8 @@ pub struct Options {
     pub network: String,
     /// Network configurations that are there before the daemon, by file name; see [`Node::add_conf`].
     pub conf: Vec<(&'static str, String)>,
+    /// Added to the daemon's environment.
+    pub environment: Vec<(&'static str, String)>,
     /// A named network namespace for the daemon to live in instead of the host's.
     pub netns: Option<String>,
 }
@@ -251,6 +253,7 @@ impl Node {
             .args(["--listen", &self.endpoint()])
             .args(["--metrics-listen", "127.0.0.1:0"])
             .env("PATH", path)
+            .envs(self.options.environment.iter().map(|(name, value)| (*name, value)))
             .stdin(Stdio::null());
         command
     }

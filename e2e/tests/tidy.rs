@@ -9,7 +9,10 @@ use std::process::Command;
 
 /// Our crates and which of ours each may depend on.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("lapstrake", &["cni", "image", "netplugin", "proto", "runtime", "seccomp", "streaming"]),
+    (
+        "lapstrake",
+        &["cni", "image", "netplugin", "proto", "runtime", "seccomp", "streaming", "systemd"],
+    ),
     ("streaming", &[]),
     ("image", &[]),
     ("proto", &[]),

@@ -3,6 +3,7 @@
 mod client;
 mod error;
 mod held;
+mod holder;
 mod request;
 mod session;
 mod shims;
@@ -13,6 +14,7 @@ pub use cgroup;
 pub use client::Shim;
 pub use error::{Error, ErrorKind};
 pub use held::Held;
+pub use holder::Holder;
 pub use request::*;
 pub use session::{Attach, Exec, ExecSession, Family, Streams};
 pub use shims::{ShimCgroup, Shims};

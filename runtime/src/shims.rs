@@ -142,6 +142,10 @@ impl Shims {
         }
     }
 
+    pub(crate) fn image(&self) -> &OwnedFd {
+        &self.image
+    }
+
     pub(crate) fn group_of(&self, id: &str) -> String {
         self.group.of(id)
     }

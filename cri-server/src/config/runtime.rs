@@ -18,6 +18,7 @@ pub(crate) struct Runtime {
     /// Handlers beside the plain built-in one.
     pub(crate) handlers: BTreeMap<String, Handler>,
     pub(crate) cgroup_parent: String,
+    pub(crate) cgroup_driver: CgroupDriver,
     pub(crate) shim_cgroup: String,
     /// `None`: beside the daemon's own binary.
     pub(crate) shim: Option<PathBuf>,
@@ -32,6 +33,13 @@ pub(crate) struct Runtime {
     pub(crate) rlimits: Vec<Rlimit>,
     /// For containers whose annotations say nothing else.
     pub(crate) logs: runtime::LogLimits,
+}
+
+/// What the kubelet is told to use; a pod's own driver follows from the form of its cgroup parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CgroupDriver {
+    Cgroupfs,
+    Systemd,
 }
 
 /// How the containers of a pod are run.
@@ -88,6 +96,7 @@ pub(super) struct RawRuntime {
     default_handler: String,
     handlers: BTreeMap<String, RawHandler>,
     cgroup_parent: String,
+    cgroup_driver: String,
     shim_cgroup: String,
     shim: PathBuf,
     missing_mount_source: String,
@@ -157,6 +166,17 @@ impl RawRuntime {
                 MissingSource::Error
             }
         };
+        let cgroup_driver = match self.cgroup_driver.as_str() {
+            "systemd" => CgroupDriver::Systemd,
+            "auto" if crate::scope::is_booted() => CgroupDriver::Systemd,
+            "auto" | "cgroupfs" => CgroupDriver::Cgroupfs,
+            other => {
+                mistakes.push(format!(
+                    "runtime.cgroup_driver: {other:?} is none of auto, cgroupfs, systemd"
+                ));
+                CgroupDriver::Cgroupfs
+            }
+        };
         for dir in self.cdi_spec_dirs.iter().filter(|dir| !dir.is_absolute()) {
             mistakes.push(format!("runtime.cdi_spec_dirs: {} is not absolute", dir.display()));
         }
@@ -175,6 +195,7 @@ impl RawRuntime {
             default_handler: self.default_handler,
             handlers,
             cgroup_parent: format!("/{}", self.cgroup_parent.trim_matches('/')),
+            cgroup_driver,
             shim_cgroup: self.shim_cgroup.trim_matches('/').to_owned(),
             shim: shim.or(given(self.shim)),
             missing_mount_source,

@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::spec::{Seccomp, Security, Spec};
 use super::state::Phase;
 use super::{
@@ -19,6 +21,7 @@ use crate::metrics::timeline::Timeline;
 use crate::sandbox::spec::NamespaceMode;
 use crate::sandbox::state::Phase as SandboxPhase;
 use crate::sandbox::{self, Sandbox};
+use crate::scope;
 use crate::store::disk;
 use crate::store::operations::Key;
 
@@ -200,7 +203,7 @@ async fn bring_up(
         None => seccomp_program(ctx, &container.spec)?,
         Some(_) => None,
     };
-    let rdt_class = {
+    let written = {
         let (ctx, sandbox, container) = (ctx.clone(), sandbox.clone(), container.clone());
         let (image, bundle) = (image.clone(), bundle.clone());
         // It reads files of the node, and may have to load a profile.
@@ -238,8 +241,16 @@ async fn bring_up(
         trees,
     };
     timeline.enter("shim");
+    // Another runtime makes its own scope.
+    let holder = match request.handler {
+        None => {
+            scope::make(ctx, &container.cgroups_path, &container.id, &written.resources).await?
+        }
+        Some(_) => None,
+    };
     let pid = shim.create_container(request).await?.pid;
-    if let Some(class) = rdt_class {
+    drop(holder); // the container holds its scope now
+    if let Some(class) = written.rdt_class {
         class::join_rdt(&container.id, &class, pid)?;
     }
     ctx.change_phase(&container.id, |now| match now {
@@ -273,13 +284,20 @@ fn wants_init(handler: &Handler, sandbox: &Sandbox, container: &Container) -> bo
     said.map_or(handler.init, |said| said == "true")
 }
 
-/// Writes the OCI configuration; answers with the RDT class that the container is to join.
+/// What the way on needs of a configuration.
+struct Written {
+    /// The RDT class that the container is to join.
+    rdt_class: Option<String>,
+    resources: Value,
+}
+
+/// Writes the OCI configuration.
 fn write_config(
     ctx: &Ctx,
     container: &Container,
     (sandbox, image): (&Sandbox, &image::Image),
     bundle: &Path,
-) -> Result<Option<String>, Error> {
+) -> Result<Written, Error> {
     let spec = &container.spec;
     let handler = ctx.config.runtime.handler(&sandbox.spec.runtime_handler)?;
     let apparmor = apparmor::profile(spec, &ctx.apparmor)?;
@@ -289,13 +307,15 @@ fn write_config(
             block_io::of_class(ctx.config.runtime.blockio_config.as_deref(), &annotation, class)
         })
         .transpose()?;
+    let by_systemd =
+        handler.path.as_ref().and(scope::unit_form(&container.cgroups_path, &container.id));
     let input = oci_spec::Input {
         spec,
         sandbox,
         sandbox_dir: &ctx.sandbox_dir(&sandbox.id),
         process: process::process(spec, &image.config, &sandbox.hostname)?,
         user: &container.user,
-        cgroups_path: &container.cgroups_path,
+        cgroups_path: by_systemd.as_ref().unwrap_or(&container.cgroups_path),
         rlimits: &ctx.config.runtime.rlimits,
         apparmor: apparmor.as_deref(),
         devices: &devices::resolve(
@@ -335,7 +355,10 @@ fn write_config(
     if let Some((asked_by, class)) = &rdt_class {
         class::check_rdt(asked_by, class)?;
     }
-    Ok(rdt_class.map(|(_, class)| class))
+    Ok(Written {
+        rdt_class: rdt_class.map(|(_, class)| class),
+        resources: config["linux"]["resources"].take(),
+    })
 }
 
 /// The process whose pid namespace an ephemeral container joins.

@@ -9,6 +9,7 @@ use super::stop::KILL_WAIT;
 use crate::app::Ctx;
 use crate::error::Error;
 use crate::id::Id;
+use crate::scope;
 use crate::shims::Reach;
 
 /// Idempotent; an unknown id is success. A running container is killed.
@@ -54,6 +55,7 @@ pub(crate) async fn down(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
             ctx.shims.sweep(id.as_str(), std::slice::from_ref(&container.cgroups_path)).await?
         }
     }
+    scope::end(ctx, &container.cgroups_path).await?;
     ctx.images.discard(id.as_str()).await?;
     ctx.drop_container(&container)?;
     drop(turn);

@@ -9,6 +9,7 @@ use super::state::{Decision, Request, decide};
 use super::{Container, oom_score};
 use crate::app::Ctx;
 use crate::error::Error;
+use crate::scope;
 
 pub(crate) async fn update(ctx: Arc<Ctx>, id: String, change: Resources) -> Result<(), Error> {
     let container = ctx.container(&id)?;
@@ -29,8 +30,16 @@ pub(crate) async fn update(ctx: Arc<Ctx>, id: String, change: Resources) -> Resu
     let shim = ctx.live_shim(&container.sandbox_id).await?;
     // The device rules are not part of an update: they stay as they are. The shim takes back what
     // it has written when the kernel refuses the rest.
-    let oci = oci_spec::resources(&resources, &[], ctx.node).to_string();
-    shim.update_container(container.id.as_str(), oci.as_bytes()).await?;
+    let oci = |of: &Resources| oci_spec::resources(of, &[], ctx.node);
+    let (before, now) = (oci(old), oci(&resources));
+    let told = scope::limit(&ctx, &container.cgroups_path, &before, &now).await?;
+    let updated = shim.update_container(container.id.as_str(), now.to_string().as_bytes()).await;
+    if let Err(error) = updated {
+        if let Some(told) = told {
+            scope::take_back(&ctx, told).await;
+        }
+        return Err(error.into());
+    }
     if resources.oom_score_adj != old.oom_score_adj {
         oom_score::set(&ctx, &container, resources.oom_score_adj).await?;
     }

@@ -15,6 +15,7 @@ use super::observe::Service;
 use super::stats_service::{container_candidate, sandbox_candidate};
 use super::stream::chunked;
 use super::to_proto;
+use crate::config::CgroupDriver;
 use crate::container;
 use crate::error::Error;
 use crate::sandbox;
@@ -67,8 +68,11 @@ impl RuntimeService for Service {
         &self,
         _: Request<cri::RuntimeConfigRequest>,
     ) -> Result<Response<cri::RuntimeConfigResponse>, Status> {
-        let linux =
-            cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+        let cgroup_driver = match self.ctx.config.runtime.cgroup_driver {
+            CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+            CgroupDriver::Systemd => cri::CgroupDriver::Systemd,
+        };
+        let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cgroup_driver.into() };
         let reply = cri::RuntimeConfigResponse { linux: Some(linux) };
         self.attended("RuntimeConfig", String::new(), async { Ok(reply) }).await
     }

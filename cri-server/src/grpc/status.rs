@@ -20,7 +20,7 @@ fn code(error: &Error) -> Code {
         Error::State { .. } => Code::FailedPrecondition,
         Error::ExecTimeout { .. } => Code::DeadlineExceeded,
         Error::Network { source, .. } => network_code(source),
-        Error::Cni { .. } | Error::NoNetwork { .. } => Code::Unavailable,
+        Error::Cni { .. } | Error::NoNetwork { .. } | Error::Systemd(_) => Code::Unavailable,
         Error::Runtime(error) => runtime_code(error.kind),
         Error::Image(source) | Error::Pull { source, .. } => image_code(source.kind()),
         Error::Seccomp(_) | Error::Cdi(_) => Code::InvalidArgument,

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::Id;
+use crate::scope;
 use spec::Spec;
 use state::Phase;
 
@@ -39,8 +40,11 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// The leaf of one member: its own id, so that cAdvisor can tell whose it is.
+    /// The leaf of one member: with its own id, so that cAdvisor can tell whose it is.
     pub(crate) fn cgroup_of(&self, member: &Id) -> String {
-        format!("{}/{member}", self.cgroup_parent)
+        match self.cgroup_parent.ends_with(".slice") {
+            true => scope::group(&self.cgroup_parent, member),
+            false => format!("{}/{member}", self.cgroup_parent),
+        }
     }
 }

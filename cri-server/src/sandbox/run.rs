@@ -4,6 +4,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::spec::{NamespaceMode, Seccomp, Spec};
 use super::state::Phase;
 use super::{Sandbox, files, oci_spec, teardown, update};
@@ -13,6 +15,7 @@ use crate::container::{apparmor, selinux};
 use crate::error::Error;
 use crate::id::Id;
 use crate::metrics::timeline::Timeline;
+use crate::scope;
 use crate::store::disk;
 use crate::store::operations::Key;
 
@@ -137,7 +140,7 @@ async fn bring_up(
     if let Some(log_directory) = &sandbox.spec.log_directory {
         disk::create_dir_shared(log_directory)?;
     }
-    write_config(ctx, &sandbox, dir)?;
+    let resources = write_config(ctx, &sandbox, dir)?;
     update::limit(ctx, &sandbox).await?;
     let netns = match sandbox.spec.user_namespace {
         None => {
@@ -169,7 +172,10 @@ async fn bring_up(
         shm_size,
         seccomp_bpf: seccomp_program(ctx, &sandbox)?,
     };
+    let group = sandbox.cgroup_of(&sandbox.id);
+    let holder = scope::make(ctx, &group, &sandbox.id, &resources).await?;
     let pause_pid = shim.create_sandbox(request, netns).await?.pause_pid;
+    drop(holder); // pause holds its scope now
     ctx.keep(&shim, &sandbox.id, &sandbox.id);
     if sandbox.spec.user_namespace.is_some() && sandbox.spec.network != NamespaceMode::Node {
         let path = format!("/proc/{pause_pid}/ns/net");
@@ -208,14 +214,16 @@ fn seccomp_program(ctx: &Ctx, sandbox: &Sandbox) -> Result<Option<PathBuf>, Erro
     Ok(Some(ctx.seccomp.program(profile, &[])?))
 }
 
-fn write_config(ctx: &Ctx, sandbox: &Sandbox, dir: &Path) -> Result<(), Error> {
+/// Answers with the resources in the configuration.
+fn write_config(ctx: &Ctx, sandbox: &Sandbox, dir: &Path) -> Result<Value, Error> {
     let confinement = &sandbox.spec.confinement;
     let apparmor =
         apparmor::decided(&confinement.apparmor, sandbox.spec.privileged, &ctx.apparmor)?;
     let defaults =
         oci_spec::Defaults { sysctls: &ctx.config.runtime.sysctls, apparmor: apparmor.as_deref() };
-    let config = oci_spec::pause(sandbox, defaults).to_string();
-    Ok(disk::write_plain(&dir.join("config.json"), config.as_bytes())?)
+    let mut config = oci_spec::pause(sandbox, defaults);
+    disk::write_plain(&dir.join("config.json"), config.to_string().as_bytes())?;
+    Ok(config["linux"]["resources"].take())
 }
 
 async fn network(

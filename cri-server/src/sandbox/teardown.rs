@@ -14,6 +14,7 @@ use crate::container;
 use crate::error::Error;
 use crate::id::Id;
 use crate::metrics::timeline::Timeline;
+use crate::scope;
 use crate::shims::{self, Reach};
 use crate::store::disk;
 
@@ -42,6 +43,7 @@ async fn stop_locked(ctx: &Arc<Ctx>, id: &Id) -> Result<(), Error> {
     }
     timeline.enter("shim");
     end_shim(ctx, id).await?;
+    scope::end(ctx, &sandbox.cgroup_of(id)).await?;
     timeline.enter("record");
     if sandbox.phase.is_shown() {
         enter(ctx, id, Phase::NotReady);

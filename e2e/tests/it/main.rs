@@ -35,6 +35,7 @@ mod recovery;
 mod refused;
 mod resources;
 mod sandbox_lifecycle;
+mod scopes;
 mod sharing;
 mod smoke;
 mod stats;

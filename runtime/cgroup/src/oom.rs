@@ -6,6 +6,9 @@ use std::path::Path;
 use crate::Hierarchies;
 use crate::stats::value;
 
+/// The exit code of a process that was ended by SIGKILL.
+const KILLED: i32 = 128 + 9;
+
 /// The level whose limit could not be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
@@ -22,6 +25,8 @@ pub enum Level {
 pub struct Hits {
     pub own: u64,
     pub parent: u64,
+    /// How many processes were killed in the parent and in all that is or was below it (v2 only).
+    pub killed_below_parent: u64,
 }
 
 impl Hits {
@@ -44,8 +49,30 @@ impl Hierarchies {
     pub fn memory_hits(&self, group: &str) -> Hits {
         let parent = group.trim_end_matches('/').rsplit_once('/').map_or("", |(parent, _)| parent);
         // The root of the hierarchy has no limit.
-        let parent = if parent.is_empty() { 0 } else { self.hits_of(parent) };
-        Hits { own: self.hits_of(group), parent }
+        let (hits, kills) = match parent {
+            "" => (0, 0),
+            _ => (self.hits_of(parent), if self.is_v2() { self.oom_kills(parent) } else { 0 }),
+        };
+        Hits { own: self.hits_of(group), parent: hits, killed_below_parent: kills }
+    }
+
+    /// Whose limit ended a group's first process, which had this exit code; `None` when the kernel has killed nothing
+    /// in the group for want of memory.
+    pub fn oom_verdict(&self, group: &str, code: i32, before: Hits) -> Option<Level> {
+        if code == 0 {
+            return None;
+        }
+        let own_kills = self.known_oom_kills(group);
+        if own_kills == Some(0) {
+            return None;
+        }
+        let after = self.memory_hits(group);
+        if own_kills.is_some() {
+            return Some(after.blame(before));
+        }
+        // systemd removes a scope as soon as it is empty. What was killed in it the group above has counted.
+        let killed = code == KILLED && after.killed_below_parent > before.killed_below_parent;
+        killed.then_some(if after.parent > before.parent { Level::Parent } else { Level::Own })
     }
 
     fn hits_of(&self, group: &str) -> u64 {
@@ -74,13 +101,35 @@ mod tests {
 
     #[test]
     fn the_lowest_level_that_was_hit_meanwhile_is_to_blame() {
-        let before = Hits { own: 2, parent: 5 };
+        let before = Hits { own: 2, parent: 5, killed_below_parent: 0 };
         for (after, want) in [
-            (Hits { own: 3, parent: 9 }, Level::Own),
-            (Hits { own: 2, parent: 6 }, Level::Parent),
+            (Hits { own: 3, parent: 9, ..before }, Level::Own),
+            (Hits { own: 2, parent: 6, ..before }, Level::Parent),
             (before, Level::Above),
         ] {
             assert_eq!(after.blame(before), want, "{after:?}");
         }
+    }
+
+    #[test]
+    fn a_group_that_is_gone_already_is_judged_by_what_the_one_above_has_counted() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let node = Hierarchies { v1: vec![], unified: Some(dir.path().to_owned()) };
+        let count = |group: &str, file: &str, text: &str| {
+            let group = dir.path().join(group);
+            fs::create_dir_all(&group).expect("make");
+            fs::write(group.join(file), text).expect("write");
+        };
+        count("pod", "memory.events", "oom_kill 1\n");
+        count("pod", "memory.events.local", "oom 0\n");
+        let before = node.memory_hits("/pod/gone");
+        let verdict = |code| node.oom_verdict("/pod/gone", code, before);
+        assert_eq!(verdict(KILLED), None, "that kill was before");
+        count("pod", "memory.events", "oom_kill 2\n");
+        assert_eq!((verdict(KILLED), verdict(1), verdict(0)), (Some(Level::Own), None, None));
+        count("pod", "memory.events.local", "oom 1\n");
+        assert_eq!(verdict(KILLED), Some(Level::Parent));
+        count("pod/gone", "memory.events", "oom_kill 0\n");
+        assert_eq!(verdict(KILLED), None, "it is there and says that it was not");
     }
 }

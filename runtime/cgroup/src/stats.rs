@@ -31,11 +31,14 @@ const UNLIMITED: u64 = 1 << 62;
 impl Hierarchies {
     /// How many processes of the group the kernel has killed for want of memory. 0 when unknown.
     pub fn oom_kills(&self, group: &str) -> u64 {
+        self.known_oom_kills(group).unwrap_or(0)
+    }
+
+    pub(crate) fn known_oom_kills(&self, group: &str) -> Option<u64> {
         if let Some(dir) = self.dir("memory", group) {
-            return keyed(&dir.join("memory.oom_control"), "oom_kill").unwrap_or(0);
+            return keyed(&dir.join("memory.oom_control"), "oom_kill");
         }
-        let dir = self.unified_dir(group);
-        dir.and_then(|d| keyed(&d.join("memory.events"), "oom_kill")).unwrap_or(0)
+        keyed(&self.unified_dir(group)?.join("memory.events"), "oom_kill")
     }
 
     /// Reads the counters of a group.

@@ -46,6 +46,14 @@ impl Unit {
         Ok(Self { slice: slice.to_owned(), scope })
     }
 
+    /// The unit whose group this is, when it is a scope in a slice.
+    pub fn of_group(group: &str) -> Option<Self> {
+        let (slices, scope) = group.rsplit_once('/')?;
+        let slice = slices.rsplit('/').next()?;
+        let fits = scope.ends_with(".scope") && slice_path(slice).ok()? == slices;
+        fits.then(|| Self { slice: slice.to_owned(), scope: scope.to_owned() })
+    }
+
     /// The group's path, in every hierarchy.
     pub fn group(&self) -> String {
         let slice = slice_path(&self.slice).unwrap_or_default(); // it was checked when it was read
@@ -100,6 +108,11 @@ mod tests {
             ("-.slice::c1", "/c1.scope"),
         ] {
             assert_eq!(Unit::parse(text).expect(text).group(), group);
+        }
+        let unit = Unit::parse("a-b.slice:lap:c1").expect("a unit");
+        assert_eq!(Unit::of_group(&unit.group()), Some(unit));
+        for other in ["/a/c1", "/a.slice/c1", "/b/a.slice/c1.scope", "c1.scope", ""] {
+            assert_eq!(Unit::of_group(other), None, "{other:?}");
         }
         for bad in ["a.slice:b", "a.slice:b:c:d", "a.slice:b:", "a.slice:b:x/y", "a:b:c"] {
             assert!(Unit::parse(bad).is_err(), "{bad:?}");

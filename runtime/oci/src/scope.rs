@@ -40,17 +40,17 @@ pub(crate) fn start(unit: &Unit, r: &Resources, node: &Hierarchies) -> Result<Sc
     let limits = properties(r, node.is_v2())?;
     let holder = Held::clone(0).map_err(Error::system("clone"))?;
     let pid = holder.pid().unsigned_abs();
-    wait(async { Bus::connect().await?.start_scope(unit, pid, &limits).await })?;
+    wait(async { Bus::default().start_scope(unit, pid, &limits).await })?;
     Ok(Scope { _holder: holder })
 }
 
 pub(crate) fn limit(scope: &str, r: &Resources, node: &Hierarchies) -> Result<(), Error> {
     let limits = properties(r, node.is_v2())?;
-    wait(async { Bus::connect().await?.limit(scope, &limits).await })
+    wait(async { Bus::default().limit(scope, &limits).await })
 }
 
 pub(crate) fn stop(scope: &str) -> Result<(), Error> {
-    wait(async { Bus::connect().await?.stop(scope).await })
+    wait(async { Bus::default().stop(scope).await })
 }
 
 /// On this thread, which is the only one: what comes after forks.

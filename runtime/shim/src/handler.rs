@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio as Standard};
 use std::time::Duration;
 
+use cgroup::unit::Unit;
 use container::sys::process::reset_signals;
 use container::{Error, Rootfs, Spec, Stdio, channel};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -41,8 +42,13 @@ pub(crate) fn create(binary: &Path, job: &Job<'_>, spec: &Spec) -> Result<(), Er
         return Err(Error::new("create", "an external runtime takes layers only"));
     };
     let linux = spec.linux.as_ref();
-    let group = linux.and_then(|l| l.cgroups_path.as_deref());
-    let group = container::plan::cgroup_path(group, job.id)?;
+    let path = linux.and_then(|l| l.cgroups_path.as_deref());
+    let unit = path.filter(|path| Unit::is_form(path)).map(Unit::parse).transpose();
+    let unit = unit.map_err(|e| Error::new("create the cgroup", e.to_string()))?;
+    let group = match &unit {
+        Some(unit) => unit.group(),
+        None => container::plan::cgroup_path(path, job.id)?,
+    };
     let new_pids = |n: &container::spec::Namespace| {
         n.kind == "pid" && n.path.as_ref().is_none_or(|p| p.as_os_str().is_empty())
     };
@@ -50,7 +56,8 @@ pub(crate) fn create(binary: &Path, job: &Job<'_>, spec: &Spec) -> Result<(), Er
     channel::say_planned(job.channel, &group, own_pids)?;
     let handler = Handler { binary, id: job.id, bundle: job.bundle };
     let log = handler.log();
-    let mut command = handler.command("create", &log)?;
+    let by_systemd: &[&str] = if unit.is_some() { &["--systemd-cgroup"] } else { &[] };
+    let mut command = handler.command(by_systemd, "create", &log)?;
     clamp_config(job.bundle)?;
     let console = match job.stdio {
         Stdio::Pipes(_) => None,
@@ -96,7 +103,7 @@ pub(crate) fn exec(handler: &Handler<'_>, job: &ExecJob<'_>) -> Result<(), Error
     group.push(tracker);
     let log = handler.bundle.join(format!("{name}.log"));
     let pid_file = handler.bundle.join(format!("{name}.pid"));
-    let mut command = handler.command("exec", &log)?;
+    let mut command = handler.command(&[], "exec", &log)?;
     command.arg("--detach").arg("--pid-file").arg(&pid_file).arg("--cgroup").arg(group);
     command.arg("--process").arg(format!("/proc/self/fd/{}", process.as_raw_fd()));
     let console = match terminal {
@@ -124,20 +131,20 @@ impl Handler<'_> {
     /// `start ID` or `delete --force ID`.
     pub(crate) fn call(&self, verb: &str, options: &[&str]) -> Result<(), Error> {
         let log = self.log();
-        let mut command = self.command(verb, &log)?;
+        let mut command = self.command(&[], verb, &log)?;
         command.args(options).arg(self.id);
         command.stdin(Standard::null()).stdout(Standard::null()).stderr(Standard::null());
         self.run(command, verb, &log)
     }
 
     /// The runtime keeps its state in the pod's directory, our working directory, and dies with the pod.
-    fn command(&self, verb: &str, log: &Path) -> Result<Command, Error> {
+    fn command(&self, options: &[&str], verb: &str, log: &Path) -> Result<Command, Error> {
         let pod = std::env::current_dir()
             .map_err(|e| Error::new(verb, format!("find the pod's directory: {e}")))?;
         let mut command = Command::new(self.binary);
         command.env_clear().env("PATH", SEARCH_PATH).current_dir(self.bundle);
         command.arg("--root").arg(pod.join("handler"));
-        command.arg("--log").arg(log).arg("--log-format").arg("json").arg(verb);
+        command.arg("--log").arg(log).args(["--log-format", "json"]).args(options).arg(verb);
         Ok(command)
     }
 

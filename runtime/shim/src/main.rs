@@ -1,12 +1,13 @@
 //! The shim: parent of everything in one pod, from before its first process until after its last.
-//! The same image is also the pod's pause process and the init of containers that ask for one, told by the name it is
-//! started under.
+//! The same image is also the pod's pause process, the init of containers that ask for one, and what keeps a scope of
+//! systemd until its container is in it, told by the name it is started under.
 
 mod clamp;
 mod console;
 mod creator;
 mod exec;
 mod handler;
+mod hold;
 mod init;
 mod link;
 mod log;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     match args.next().as_deref() {
         Some("/pause") => pause::run(),
         Some(container::INIT_NAME) => init::run(),
+        Some(hold::NAME) => hold::run(),
         _ => start::run(args.collect()),
     }
 }

@@ -1,9 +1,12 @@
 //! The manager's methods that a scope needs, each one call on the system bus.
 
+use std::io::ErrorKind::TimedOut;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cgroup::unit::Unit;
 use futures::StreamExt;
+use tokio::sync::Mutex;
 use zbus::message::Type;
 use zbus::{Connection, MessageStream, ObjectPath, OwnedObjectPath, Variant};
 
@@ -12,6 +15,9 @@ use crate::properties::{Property, Setting};
 const SERVICE: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const INTERFACE: &str = "org.freedesktop.systemd1.Manager";
+
+const ENDS_OF_JOBS: &str = "type='signal',sender='org.freedesktop.systemd1',\
+    interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
 
 /// systemd answers in milliseconds; a manager that is reloading a large node needs seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,19 +37,27 @@ pub enum Error {
     Late { attempt: &'static str, unit: String },
 }
 
-/// A connection to systemd.
-#[derive(Debug)]
+/// The way to systemd: connected at the first call, by `DBUS_SYSTEM_BUS_ADDRESS` or the well-known socket, and again
+/// when the bus was started anew.
+#[derive(Debug, Default)]
 pub struct Bus {
-    bus: Connection,
+    connection: Mutex<Option<Connection>>,
 }
 
 impl Bus {
-    /// By `DBUS_SYSTEM_BUS_ADDRESS` or the well-known socket.
-    ///
-    /// # Errors
-    /// There is no bus, or nobody on it answers.
-    pub async fn connect() -> Result<Self, Error> {
-        Ok(Self { bus: Connection::system().await.map_err(Error::Connect)? })
+    async fn connection(&self) -> Result<Connection, Error> {
+        let mut connection = self.connection.lock().await;
+        if let Some(open) = connection.as_ref().filter(|open| !open.is_closed()) {
+            return Ok(open.clone());
+        }
+        let late = |_| Error::Connect(zbus::Error::InputOutput(Arc::new(TimedOut.into())));
+        let opened = tokio::time::timeout(PATIENCE, Connection::system()).await.map_err(late)?;
+        let opened = opened.map_err(Error::Connect)?;
+        // systemd tells the end of a job to all, but the bus hands it on only to those who have said so.
+        let (bus, path) = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
+        let matched = opened.call_method(Some(bus), path, Some(bus), "AddMatch", &ENDS_OF_JOBS);
+        matched.await.map_err(Error::Connect)?;
+        Ok(connection.insert(opened).clone())
     }
 
     /// Makes the scope around a process, which must live until another is in its group, and returns when it is there.
@@ -94,7 +108,7 @@ impl Bus {
         const ATTEMPT: &str = "set properties of";
         let runtime = true;
         let body = (scope, runtime, values(limits));
-        self.call(ATTEMPT, scope, "SetUnitProperties", &body).await.map(drop)
+        call(&self.connection().await?, ATTEMPT, scope, "SetUnitProperties", &body).await.map(drop)
     }
 
     /// Ends the scope, which should be empty. One that is gone is fine.
@@ -113,7 +127,9 @@ impl Bus {
 
     /// A unit that did not fail has nothing to be forgotten: the answer does not matter.
     async fn forget(&self, scope: &str) {
-        let _ = self.call("forget", scope, "ResetFailedUnit", &(scope,)).await;
+        if let Ok(bus) = self.connection().await {
+            let _ = call(&bus, "forget", scope, "ResetFailedUnit", &(scope,)).await;
+        }
     }
 
     /// A call that answers with a job; returns when systemd has done it.
@@ -127,9 +143,10 @@ impl Bus {
     where
         B: serde::Serialize + zbus::DynamicType,
     {
-        // Before the call: its end may be told before its answer is read. It is told to who asked, without a match.
-        let mut messages = MessageStream::from(&self.bus);
-        let reply = self.call(attempt, unit, method, body).await?;
+        let bus = self.connection().await?;
+        // Before the call: its end may be told before its answer is read.
+        let mut messages = MessageStream::from(&bus);
+        let reply = call(&bus, attempt, unit, method, body).await?;
         let wrong = |source| Error::Call { attempt, unit: unit.to_owned(), source };
         let job: OwnedObjectPath = reply.body().deserialize().map_err(wrong)?;
         let ended = async {
@@ -147,22 +164,22 @@ impl Bus {
             result => Err(Error::Job { attempt, unit: unit.to_owned(), result }),
         }
     }
+}
 
-    async fn call<B>(
-        &self,
-        attempt: &'static str,
-        unit: &str,
-        method: &'static str,
-        body: &B,
-    ) -> Result<zbus::Message, Error>
-    where
-        B: serde::Serialize + zbus::DynamicType,
-    {
-        let call = self.bus.call_method(Some(SERVICE), PATH, Some(INTERFACE), method, body);
-        let late = |_| Error::Late { attempt, unit: unit.to_owned() };
-        let answer = tokio::time::timeout(PATIENCE, call).await.map_err(late)?;
-        answer.map_err(|source| Error::Call { attempt, unit: unit.to_owned(), source })
-    }
+async fn call<B>(
+    bus: &Connection,
+    attempt: &'static str,
+    unit: &str,
+    method: &'static str,
+    body: &B,
+) -> Result<zbus::Message, Error>
+where
+    B: serde::Serialize + zbus::DynamicType,
+{
+    let call = bus.call_method(Some(SERVICE), PATH, Some(INTERFACE), method, body);
+    let late = |_| Error::Late { attempt, unit: unit.to_owned() };
+    let answer = tokio::time::timeout(PATIENCE, call).await.map_err(late)?;
+    answer.map_err(|source| Error::Call { attempt, unit: unit.to_owned(), source })
 }
 
 /// The result in a `JobRemoved` signal of this job.

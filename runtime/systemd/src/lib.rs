@@ -8,4 +8,4 @@ mod bus;
 mod properties;
 
 pub use bus::{Bus, Error};
-pub use properties::{Property, Setting, properties};
+pub use properties::{Property, Setting, back, properties};

@@ -17,6 +17,18 @@ pub enum Setting {
 
 pub type Property = (&'static str, Setting);
 
+/// The way back from `new` to `old`: what only `new` names is no longer set.
+pub fn back(new: &[Property], old: &[Property]) -> Vec<Property> {
+    let unset = |(name, setting): &Property| match setting {
+        Setting::Number(_) if *name == "MemoryLow" => (*name, Setting::Number(0)),
+        Setting::Mask(_) => (*name, Setting::Mask(Vec::new())),
+        // Of limits it is none, of weights and periods the default.
+        _ => (*name, Setting::Number(INFINITY)),
+    };
+    let only_new = new.iter().filter(|(name, _)| !old.iter().any(|(known, _)| known == name));
+    only_new.map(unset).chain(old.iter().cloned()).collect()
+}
+
 /// systemd's "no limit".
 const INFINITY: u64 = u64::MAX;
 /// systemd rounds a quota up to this: 10 ms per second.
@@ -165,6 +177,16 @@ mod tests {
             let r = Resources { pids, ..Default::default() };
             assert_eq!(of(true, r), [("TasksMax", n(want))], "{limit}");
         }
+    }
+
+    #[test]
+    fn the_way_back_unsets_what_was_not_set_before() {
+        let n = Setting::Number;
+        let new =
+            [("MemoryMax", n(7)), ("MemoryLow", n(3)), ("AllowedCPUs", Setting::Mask(vec![1]))];
+        let back = back(&new, &[("MemoryMax", n(5))]);
+        let mask = ("AllowedCPUs", Setting::Mask(vec![]));
+        assert_eq!(back, [("MemoryLow", n(0)), mask, ("MemoryMax", n(5))]);
     }
 
     #[test]

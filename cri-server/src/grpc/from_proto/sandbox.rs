@@ -8,6 +8,8 @@ use proto::cri::v1 as cri;
 use super::resources::resources;
 use super::security::{self, field};
 use super::{absolute, name, namespace_mode, string_map};
+use runtime::cgroup::unit::slice_path;
+
 use crate::error::Error;
 use crate::quantity;
 use crate::sandbox::spec::{
@@ -179,14 +181,18 @@ fn shm_bytes(annotations: &HashMap<String, String>) -> Result<u64, Error> {
 
 fn cgroup_parent(parent: &str) -> Result<String, Error> {
     let field = "config.linux.cgroup_parent";
-    if parent.ends_with(".slice") {
-        return Err(Error::Unsupported {
-            field: field.into(),
-            hint: format!(
-                "{parent:?} is a systemd slice, but this node's cgroup driver is cgroupfs (see \
-                 RuntimeConfig); set cgroupDriver: cgroupfs in the kubelet's configuration"
-            ),
-        });
+    let last = parent.rsplit('/').next().unwrap_or(parent);
+    if last.ends_with(".slice") {
+        let path = slice_path(last).map_err(|error| Error::invalid(field, error.to_string()))?;
+        // Slices are nested by their names: a path says nothing that the name does not say.
+        return match parent == last || parent.trim_start_matches('/') == path.trim_matches('/') {
+            true if !path.is_empty() => Ok(path),
+            true => Err(Error::invalid(field, "-.slice is the node's, a pod needs one of its own")),
+            false => Err(Error::invalid(
+                field,
+                format!("the slice {last} is at {path}, not at {parent:?}"),
+            )),
+        };
     }
     if parent.is_empty() {
         return Ok(String::new());
@@ -289,11 +295,11 @@ mod tests {
         refused(
             |c| {
                 c.linux = Some(cri::LinuxPodSandboxConfig {
-                    cgroup_parent: "kubepods.slice".into(),
+                    cgroup_parent: "/other/kubepods-a.slice".into(),
                     ..Default::default()
                 });
             },
-            "systemd slice",
+            "is at /kubepods.slice/kubepods-a.slice",
         );
         refused(
             |c| {
@@ -317,6 +323,18 @@ mod tests {
             },
             "is not a port",
         );
+    }
+
+    #[test]
+    fn a_slice_is_known_by_its_name_and_by_its_path() {
+        let path = "/kubepods.slice/kubepods-pod1.slice";
+        for parent in ["kubepods-pod1.slice", path, &path[1..]] {
+            assert_eq!(cgroup_parent(parent).unwrap(), path);
+        }
+        assert_eq!(cgroup_parent("a/b/").unwrap(), "/a/b");
+        for bad in ["-.slice", "a--b.slice", "/b.slice/a.slice", "/a/../b"] {
+            assert!(cgroup_parent(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -4,5 +4,6 @@ mod bundle;
 mod cli;
 mod compatible;
 mod hostile;
+mod real_systemd;
 mod systemd;
 mod users;

@@ -220,8 +220,8 @@ impl Pod {
                 Err(_) | Ok(Report::Closed) => return self.report_closed(key),
                 Ok(Report::Planned { cgroup, own_pids }) => {
                     // The pod's own limit counts the others of the pod, too: only what is added meanwhile matters.
-                    let pod = self.node.memory_hits(&cgroup).parent;
-                    member.memory_hits = cgroup::oom::Hits { own: 0, parent: pod };
+                    let before = self.node.memory_hits(&cgroup);
+                    member.memory_hits = cgroup::oom::Hits { own: 0, ..before };
                     (member.cgroup, member.own_pids) = (cgroup, own_pids);
                 }
                 Ok(Report::Init { pid } | Report::External { pid }) => {

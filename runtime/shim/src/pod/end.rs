@@ -79,13 +79,15 @@ impl Pod {
         }
         let Some(member) = self.members.get_mut(&key) else { return };
         // Read now: the counter goes with the group. A victim's own group counts, whoever's limit it was.
-        let oom_killed = code != 0 && self.node.oom_kills(&member.cgroup) > 0;
-        let scope = || match self.node.memory_hits(&member.cgroup).blame(member.memory_hits) {
-            Level::Own => OomScope::Container,
-            Level::Parent => OomScope::Pod,
-            Level::Above => OomScope::Ancestor,
-        };
-        let oom_scope = if oom_killed { scope() } else { OomScope::Unknown }.into();
+        let verdict = self.node.oom_verdict(&member.cgroup, code, member.memory_hits);
+        let oom_killed = verdict.is_some();
+        let oom_scope = match verdict {
+            None => OomScope::Unknown,
+            Some(Level::Own) => OomScope::Container,
+            Some(Level::Parent) => OomScope::Pod,
+            Some(Level::Above) => OomScope::Ancestor,
+        }
+        .into();
         let (at_ns, start_error) = (now_ns(), String::new());
         member.exit.get_or_insert(Exit { code, at_ns, oom_killed, start_error, oom_scope });
         (member.stdio.stdin, member.stdio.terminal, member.paused) = (None, None, false);

@@ -1,0 +1,96 @@
+//! `--systemd-cgroup` under the real systemd, where it is the first process: in the vm ring.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::json;
+
+use crate::bundle::{Bundle, text};
+
+const LIMIT: u64 = 64 << 20;
+const CHANGED: u64 = 96 << 20;
+
+fn oci(b: &Bundle, args: &[&str]) -> Output {
+    let out = b.dir.path().join("printed");
+    let file = fs::File::create(&out).expect("create");
+    let status = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"))
+        .arg("--root")
+        .arg(b.dir.path().join("root"))
+        .arg("--systemd-cgroup")
+        .args(args)
+        .current_dir(b.dir.path())
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().expect("dup"))
+        .stderr(file)
+        .status()
+        .expect("run lapstrake-oci");
+    let stdout = fs::read(out).expect("out");
+    assert!(status.success(), "{args:?}: {}", text(&stdout));
+    Output { status, stdout, stderr: Vec::new() }
+}
+
+fn systemctl(args: &[&str]) -> String {
+    let out = Command::new("systemctl").args(args).output().expect("systemctl");
+    assert!(out.status.success(), "systemctl {args:?}: {}", text(&out.stderr));
+    text(&out.stdout).trim().to_owned()
+}
+
+#[test]
+fn a_scope_has_the_limits_in_systemd_and_in_the_kernel_whatever_systemd_reloads() {
+    if !Path::new("/run/systemd/system").exists() {
+        eprintln!("SKIPPED: systemd is not the first process here, `make test-vm` has it");
+        return;
+    }
+    let Some(b) = Bundle::new("real-scope", "exec sleep 1000") else { return };
+    let scope = format!("lapstrake-{}.scope", b.id);
+    b.change(|c| {
+        c["linux"]["cgroupsPath"] = json!(format!("ocitest-pod1.slice:lapstrake:{}", b.id));
+        c["linux"]["resources"] = json!({
+            "memory": { "limit": LIMIT },
+            "cpu": { "quota": 50_000, "period": 100_000 },
+            "pids": { "limit": 50 },
+            "devices": [
+                { "allow": false, "access": "rwm" },
+                { "allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm" },
+            ],
+        });
+    });
+    oci(&b, &["create", &b.id]);
+    oci(&b, &["start", &b.id]);
+    let state: serde_json::Value =
+        serde_json::from_slice(&oci(&b, &["state", &b.id]).stdout).expect("state");
+    let pid = state["pid"].as_i64().expect("pid");
+    let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("cgroup");
+    assert_eq!(group, format!("0::/ocitest.slice/ocitest-pod1.slice/{scope}\n"));
+    let dir = Path::new("/sys/fs/cgroup/ocitest.slice/ocitest-pod1.slice").join(&scope);
+    let read = |file: &str| fs::read_to_string(dir.join(file)).expect("read").trim().to_owned();
+    let limits = || (read("memory.max"), read("cpu.max"), read("pids.max"));
+    let shown = || systemctl(&["show", "--value", "--property=MemoryMax", &scope]);
+    let wanted = |memory: u64| (memory.to_string(), "50000 100000".to_owned(), "50".to_owned());
+    assert_eq!((limits(), shown()), (wanted(LIMIT), LIMIT.to_string()));
+
+    systemctl(&["daemon-reload"]);
+    assert_eq!(limits(), wanted(LIMIT), "what systemd does not know it resets");
+    oci(&b, &["update", "--memory", &CHANGED.to_string(), &b.id]);
+    assert_eq!((limits(), shown()), (wanted(CHANGED), CHANGED.to_string()));
+    systemctl(&["daemon-reload"]);
+    assert_eq!(limits(), wanted(CHANGED));
+
+    // Devices: null may be opened, zero may not, and systemd's own program has not replaced ours.
+    let may = |device: &str| {
+        let command = format!("echo x > /dev/{device}");
+        let done = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"))
+            .arg("--root")
+            .arg(b.dir.path().join("root"))
+            .args(["--systemd-cgroup", "exec", &b.id, "/bin/sh", "-c", &command])
+            .output();
+        done.expect("exec").status.success()
+    };
+    assert_eq!((may("null"), may("zero")), (true, false));
+
+    oci(&b, &["delete", "--force", &b.id]);
+    assert!(!dir.exists(), "{} is left", dir.display());
+    assert_eq!(systemctl(&["show", "--value", "--property=LoadState", &scope]), "not-found");
+    systemctl(&["stop", "ocitest.slice"]);
+}
