@@ -27,6 +27,7 @@ use crate::metrics::serve::Access;
 use crate::metrics::{self, Metrics};
 use crate::network::Network;
 use crate::sandbox::Sandbox;
+use crate::selinux;
 use crate::share::Share;
 use crate::shims::Links;
 use crate::stats::{self, Stats};
@@ -56,6 +57,7 @@ pub(crate) struct Ctx {
     pub(crate) config: Config,
     pub(crate) node: NodeFacts,
     pub(crate) apparmor: apparmor::Node,
+    pub(crate) selinux: selinux::Node,
     pub(crate) world: World,
     pub(crate) images: image::ImageService,
     pub(crate) network: Network,
@@ -95,10 +97,14 @@ impl Ctx {
         sandbox.join("containers").join(container.id.as_str())
     }
 
-    /// A new sandbox: on record first, then for all to see.
-    pub(crate) fn add_sandbox(&self, sandbox: Sandbox) -> Result<(), Error> {
+    /// A new sandbox: on record first, then for all to see. In the same step it gets a level that no other has.
+    pub(crate) fn add_sandbox(&self, mut sandbox: Sandbox) -> Result<Sandbox, Error> {
         let _turn = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
-        self.record_sandbox(sandbox)
+        let options = sandbox.spec.confinement.selinux.as_ref();
+        let level = self.selinux.level(sandbox.id.as_str(), options, &self.world.snapshot());
+        sandbox.selinux_level = level;
+        self.record_sandbox(sandbox.clone())?;
+        Ok(sandbox)
     }
 
     /// Changes a sandbox that is still there, if `change` says that it did; one step, so that
@@ -254,6 +260,7 @@ impl App {
         let ctx = Arc::new(Ctx {
             node: node_facts(),
             apparmor: apparmor::Node::look(),
+            selinux: selinux::Node::look(),
             world: World::new(recovered),
             images,
             network,
@@ -412,7 +419,6 @@ fn has_user_namespaces() -> bool {
 fn node_facts() -> NodeFacts {
     NodeFacts {
         user_namespaces: has_user_namespaces(),
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
         swap_accounting: ["memory/memory.memsw.limit_in_bytes", "memory.swap.max"]
             .iter()

@@ -18,6 +18,7 @@ mod network;
 mod quantity;
 mod sandbox;
 mod scope;
+mod selinux;
 mod share;
 mod shims;
 mod stats;

@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use crate::error::Error;
-use crate::id::Id;
 use crate::sandbox::spec::StringMap;
 
 /// One kind of class, by the names of its annotations.
@@ -67,15 +66,6 @@ fn rdt_group(resctrl: &Path, annotation: &str, class: &str) -> Result<(), Error>
         return Err(refused(format!("there is no group {class:?} in {}", resctrl.display())));
     }
     Ok(())
-}
-
-/// Puts a container's first process, which waits before its program, into a class; what it starts
-/// inherits it.
-pub(crate) fn join_rdt(container: &Id, class: &str, pid: i32) -> Result<(), Error> {
-    let path = Path::new(RESCTRL).join(class).join("tasks");
-    tracing::debug!(%container, class, "joins an RDT class");
-    std::fs::write(&path, pid.to_string())
-        .map_err(|source| Error::io("join the RDT class by writing to", path, source))
 }
 
 #[cfg(test)]

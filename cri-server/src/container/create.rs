@@ -10,7 +10,7 @@ use super::spec::{Seccomp, Security, Spec};
 use super::state::Phase;
 use super::{
     Container, apparmor, block_io, capabilities, cdi, class, devices, image_volumes, log_limits,
-    oci_spec, process, remove, selinux, signal, user, volumes,
+    oci_spec, process, remove, signal, user, volumes,
 };
 use crate::app::Ctx;
 use crate::clock;
@@ -22,6 +22,7 @@ use crate::sandbox::spec::NamespaceMode;
 use crate::sandbox::state::Phase as SandboxPhase;
 use crate::sandbox::{self, Sandbox};
 use crate::scope;
+use crate::selinux;
 use crate::store::disk;
 use crate::store::operations::Key;
 
@@ -119,7 +120,7 @@ fn plan(
         ));
     }
     fits(&spec.security, &sandbox.spec)?;
-    selinux::check(spec.security.selinux.as_ref(), ctx.node)?;
+    ctx.selinux.check(spec.security.selinux.as_ref())?;
     volumes::check(&spec.mounts, ctx.config.runtime.missing_mount_source)?;
     let accounts = ctx.images.accounts(&image.id)?;
     let user = user::resolve(&spec.security, &image.config.user, &accounts)?;
@@ -203,7 +204,7 @@ async fn bring_up(
         None => seccomp_program(ctx, &container.spec)?,
         Some(_) => None,
     };
-    let written = {
+    let resources = {
         let (ctx, sandbox, container) = (ctx.clone(), sandbox.clone(), container.clone());
         let (image, bundle) = (image.clone(), bundle.clone());
         // It reads files of the node, and may have to load a profile.
@@ -243,16 +244,11 @@ async fn bring_up(
     timeline.enter("shim");
     // Another runtime makes its own scope.
     let holder = match request.handler {
-        None => {
-            scope::make(ctx, &container.cgroups_path, &container.id, &written.resources).await?
-        }
+        None => scope::make(ctx, &container.cgroups_path, &container.id, &resources).await?,
         Some(_) => None,
     };
     let pid = shim.create_container(request).await?.pid;
     drop(holder); // the container holds its scope now
-    if let Some(class) = written.rdt_class {
-        class::join_rdt(&container.id, &class, pid)?;
-    }
     ctx.change_phase(&container.id, |now| match now {
         Phase::Creating => Some(Phase::Created { pid }),
         // It has ended already.
@@ -284,20 +280,13 @@ fn wants_init(handler: &Handler, sandbox: &Sandbox, container: &Container) -> bo
     said.map_or(handler.init, |said| said == "true")
 }
 
-/// What the way on needs of a configuration.
-struct Written {
-    /// The RDT class that the container is to join.
-    rdt_class: Option<String>,
-    resources: Value,
-}
-
-/// Writes the OCI configuration.
+/// Writes the OCI configuration, and labels the volumes of which it speaks; answers with its resources.
 fn write_config(
     ctx: &Ctx,
     container: &Container,
     (sandbox, image): (&Sandbox, &image::Image),
     bundle: &Path,
-) -> Result<Written, Error> {
+) -> Result<Value, Error> {
     let spec = &container.spec;
     let handler = ctx.config.runtime.handler(&sandbox.spec.runtime_handler)?;
     let apparmor = apparmor::profile(spec, &ctx.apparmor)?;
@@ -309,6 +298,15 @@ fn write_config(
         .transpose()?;
     let by_systemd =
         handler.path.as_ref().and(scope::unit_form(&container.cgroups_path, &container.id));
+    let wanted = cdi::wanted(&spec.cdi_devices, &spec.annotations)?;
+    let edits = cdi::edits_for(&wanted, &ctx.config.runtime.cdi_spec_dirs)?;
+    let annotated = class_of(class::RDT).map(|(annotation, class)| (annotation, class.to_owned()));
+    let by_device = || Some(("CDI intelRdt.closID".to_owned(), edits.rdt_class.clone()?));
+    let rdt_class = annotated.or_else(by_device);
+    if let Some((asked_by, class)) = &rdt_class {
+        class::check_rdt(asked_by, class)?;
+    }
+    let labels = labels(ctx, sandbox, spec)?;
     let input = oci_spec::Input {
         spec,
         sandbox,
@@ -318,6 +316,8 @@ fn write_config(
         cgroups_path: by_systemd.as_ref().unwrap_or(&container.cgroups_path),
         rlimits: &ctx.config.runtime.rlimits,
         apparmor: apparmor.as_deref(),
+        labels: labels.as_ref(),
+        rdt_class: rdt_class.as_ref().map(|(_, class)| class.as_str()),
         devices: &devices::resolve(
             spec,
             devices::Policy {
@@ -345,20 +345,20 @@ fn write_config(
         let granted = capabilities::resolve(&spec.security.capabilities, false);
         config["linux"]["seccomp"] = ctx.seccomp.document(profile, &granted.effective)?;
     }
-    let wanted = cdi::wanted(&spec.cdi_devices, &spec.annotations)?;
-    let edits = cdi::edits_for(&wanted, &ctx.config.runtime.cdi_spec_dirs)?;
     cdi::inject(&mut config, &edits, cdi::Facts { privileged: spec.security.privileged });
     disk::write_plain(&bundle.join("config.json"), config.to_string().as_bytes())?;
-    let annotated = class_of(class::RDT).map(|(annotation, class)| (annotation, class.to_owned()));
-    let by_device = edits.rdt_class.map(|class| ("CDI intelRdt.closID".to_owned(), class));
-    let rdt_class = annotated.or(by_device);
-    if let Some((asked_by, class)) = &rdt_class {
-        class::check_rdt(asked_by, class)?;
+    if let Some(labels) = &labels {
+        for volume in spec.mounts.iter().filter(|volume| volume.selinux_relabel) {
+            selinux::relabel(&volume.host_path, &labels.mount)?;
+        }
     }
-    Ok(Written {
-        rdt_class: rdt_class.map(|(_, class)| class),
-        resources: config["linux"]["resources"].take(),
-    })
+    Ok(config["linux"]["resources"].take())
+}
+
+/// What the container says for itself, else its pod; the categories are the pod's in any case.
+fn labels(ctx: &Ctx, pod: &Sandbox, spec: &Spec) -> Result<Option<selinux::Labels>, Error> {
+    let asked = spec.security.selinux.as_ref().or(pod.spec.confinement.selinux.as_ref());
+    ctx.selinux.labels(asked, pod.selinux_level.as_deref(), spec.security.privileged)
 }
 
 /// The process whose pid namespace an ephemeral container joins.

@@ -18,7 +18,6 @@ pub(crate) mod oom_score;
 pub(crate) mod process;
 pub(crate) mod remove;
 pub(crate) mod reopen_log;
-pub(crate) mod selinux;
 pub(crate) mod signal;
 pub(crate) mod spec;
 pub(crate) mod start;

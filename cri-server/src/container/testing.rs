@@ -56,6 +56,7 @@ pub(crate) fn spec() -> Spec {
 
 pub(crate) fn sandbox() -> Sandbox {
     Sandbox {
+        selinux_level: None,
         id: Id::parse(&"a".repeat(64)).unwrap(),
         spec: pod::Spec {
             metadata: Metadata {

@@ -35,6 +35,9 @@ pub(crate) struct Sandbox {
     pub(crate) addresses: Vec<IpAddr>,
     /// The process that holds the namespaces; 0 before it exists.
     pub(crate) pause_pid: i32,
+    /// The level of its labels, where the node has SELinux.
+    #[serde(default)]
+    pub(crate) selinux_level: Option<String>,
     /// The UTS host name inside.
     pub(crate) hostname: String,
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::Sandbox;
 use super::spec::{NamespaceMode, UserNamespace};
 use crate::container::oci_spec::{OCI_VERSION, id_maps};
+use crate::selinux::Labels;
 
 /// The least share of the CPU: pause only waits.
 const CPU_SHARES: u64 = 2;
@@ -25,6 +26,7 @@ const PING_GROUPS: &str = "net.ipv4.ping_group_range";
 pub(crate) struct Defaults<'a> {
     pub(crate) sysctls: &'a BTreeMap<String, String>,
     pub(crate) apparmor: Option<&'a str>,
+    pub(crate) labels: Option<&'a Labels>,
 }
 
 /// Which network namespace it is comes by descriptor; the path here only says that it is the pod's.
@@ -87,6 +89,10 @@ pub(crate) fn pause(sandbox: &Sandbox, defaults: Defaults<'_>) -> Value {
     if let Some(profile) = defaults.apparmor {
         config["process"]["apparmorProfile"] = json!(profile);
     }
+    if let Some(labels) = defaults.labels {
+        config["process"]["selinuxLabel"] = json!(labels.process);
+        config["linux"]["mountLabel"] = json!(labels.mount);
+    }
     if spec.network == NamespaceMode::Pod {
         config["hostname"] = json!(sandbox.hostname);
     }
@@ -124,7 +130,7 @@ mod tests {
             .into();
         let mut sandbox = testing::sandbox();
         change(&mut sandbox);
-        let config = pause(&sandbox, Defaults { sysctls: &defaults, apparmor: None });
+        let config = pause(&sandbox, Defaults { sysctls: &defaults, apparmor: None, labels: None });
         let expect: BTreeMap<_, _> = expect.iter().copied().collect();
         assert_eq!(config["linux"]["sysctl"], json!(expect));
     }
@@ -144,7 +150,7 @@ mod tests {
         let (defaults, mut sandbox) = (BTreeMap::new(), testing::sandbox());
         let map = |outside| IdMap { inside: 0, outside, count: 65_536 };
         sandbox.spec.user_namespace = Some(UserNamespace { uids: map(1), gids: map(2) });
-        let config = pause(&sandbox, Defaults { sysctls: &defaults, apparmor: None });
+        let config = pause(&sandbox, Defaults { sysctls: &defaults, apparmor: None, labels: None });
         let namespaces = config["linux"]["namespaces"].as_array().unwrap();
         assert!(namespaces.contains(&json!({ "type": "network" })), "{namespaces:?}");
         assert!(namespaces.contains(&json!({ "type": "user" })), "{namespaces:?}");
@@ -155,7 +161,7 @@ mod tests {
     #[test]
     fn pause_is_nobody_unless_the_pod_says_who() {
         let defaults = BTreeMap::new();
-        let defaults = Defaults { sysctls: &defaults, apparmor: Some("p") };
+        let defaults = Defaults { sysctls: &defaults, apparmor: Some("p"), labels: None };
         let mut sandbox = testing::sandbox();
         let process = pause(&sandbox, defaults)["process"].take();
         assert_eq!(

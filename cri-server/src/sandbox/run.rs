@@ -11,11 +11,12 @@ use super::state::Phase;
 use super::{Sandbox, files, oci_spec, teardown, update};
 use crate::app::Ctx;
 use crate::clock;
-use crate::container::{apparmor, selinux};
+use crate::container::apparmor;
 use crate::error::Error;
 use crate::id::Id;
 use crate::metrics::timeline::Timeline;
 use crate::scope;
+use crate::selinux;
 use crate::store::disk;
 use crate::store::operations::Key;
 
@@ -25,7 +26,7 @@ const HOSTNAME_MAX: usize = 63;
 /// Answers a repeat of the same request with the same sandbox, during and after the first.
 pub(crate) async fn run(ctx: Arc<Ctx>, spec: Spec) -> Result<Id, Error> {
     ctx.config.runtime.handler(&spec.runtime_handler)?;
-    selinux::check(spec.confinement.selinux.as_ref(), ctx.node)?;
+    ctx.selinux.check(spec.confinement.selinux.as_ref())?;
     if spec.user_namespace.is_some() && !ctx.node.user_namespaces {
         return Err(Error::Unsupported {
             field: "config.linux.security_context.namespace_options.userns_options".to_owned(),
@@ -66,7 +67,7 @@ async fn run_once(ctx: Arc<Ctx>, spec: Spec) -> Result<Id, Error> {
     for part in [dir.join("shm"), dir.join("rootfs"), dir.join("containers")] {
         disk::create_dir(&part)?;
     }
-    ctx.add_sandbox(sandbox.clone())?;
+    let sandbox = ctx.add_sandbox(sandbox)?;
     match bring_up(&ctx, sandbox, &dir, &mut timeline).await {
         Ok(()) => Ok(id),
         Err(cause) => Err(match teardown::remove(&ctx, &id).await {
@@ -112,6 +113,7 @@ fn plan(ctx: &Ctx, id: Id, spec: Spec) -> Result<Sandbox, Error> {
         addresses: Vec::new(),
         pause_pid: 0,
         hostname,
+        selinux_level: None,
     })
 }
 
@@ -160,7 +162,7 @@ async fn bring_up(
     };
     timeline.enter("files");
     let shim = ctx.live_shim(&sandbox.id).await?;
-    write_files(&sandbox, dir)?;
+    write_files(ctx, &sandbox, dir)?;
     let shm_size = match sandbox.spec.ipc {
         NamespaceMode::Node => 0,
         _ => sandbox.spec.shm_bytes,
@@ -182,7 +184,7 @@ async fn bring_up(
         let made = std::fs::File::open(&path)
             .map_err(|source| Error::io("open the pod's network namespace", &path, source))?;
         sandbox.addresses = network(ctx, &sandbox, Some(made.into())).await?.1;
-        write_files(&sandbox, dir)?;
+        write_files(ctx, &sandbox, dir)?;
     }
     timeline.enter("ready");
     ctx.change_sandbox(&sandbox.id, |known| {
@@ -219,11 +221,20 @@ fn write_config(ctx: &Ctx, sandbox: &Sandbox, dir: &Path) -> Result<Value, Error
     let confinement = &sandbox.spec.confinement;
     let apparmor =
         apparmor::decided(&confinement.apparmor, sandbox.spec.privileged, &ctx.apparmor)?;
-    let defaults =
-        oci_spec::Defaults { sysctls: &ctx.config.runtime.sysctls, apparmor: apparmor.as_deref() };
+    let labels = labels(ctx, sandbox)?;
+    let defaults = oci_spec::Defaults {
+        sysctls: &ctx.config.runtime.sysctls,
+        apparmor: apparmor.as_deref(),
+        labels: labels.as_ref(),
+    };
     let mut config = oci_spec::pause(sandbox, defaults);
     disk::write_plain(&dir.join("config.json"), config.to_string().as_bytes())?;
     Ok(config["linux"]["resources"].take())
+}
+
+fn labels(ctx: &Ctx, sandbox: &Sandbox) -> Result<Option<selinux::Labels>, Error> {
+    let Spec { confinement, privileged, .. } = &sandbox.spec;
+    ctx.selinux.labels(confinement.selinux.as_ref(), sandbox.selinux_level.as_deref(), *privileged)
 }
 
 async fn network(
@@ -240,7 +251,8 @@ async fn network(
     }
 }
 
-fn write_files(sandbox: &Sandbox, dir: &Path) -> Result<(), Error> {
+fn write_files(ctx: &Ctx, sandbox: &Sandbox, dir: &Path) -> Result<(), Error> {
+    let labels = labels(ctx, sandbox)?;
     let own_network = sandbox.spec.network != NamespaceMode::Node;
     let resolv_conf = match &sandbox.spec.dns {
         Some(dns) => files::resolv_conf(dns),
@@ -255,7 +267,11 @@ fn write_files(sandbox: &Sandbox, dir: &Path) -> Result<(), Error> {
         ("hosts", hosts),
         ("hostname", format!("{}\n", sandbox.hostname)),
     ] {
-        disk::write_shared(&dir.join(name), text.as_bytes())?;
+        let path = dir.join(name);
+        disk::write_shared(&path, text.as_bytes())?;
+        if let Some(labels) = &labels {
+            selinux::relabel(&path, &labels.mount)?;
+        }
     }
     Ok(())
 }

@@ -24,8 +24,8 @@ use crate::sys::process::unshare;
 const PLACE: &str = "/proc";
 
 /// As `overlay::overlay`.
-pub(crate) fn overlay(layers: &Layers) -> Result<OwnedFd, Error> {
-    within(|| mount_and_take(layers))
+pub(crate) fn overlay(layers: &Layers, label: Option<&str>) -> Result<OwnedFd, Error> {
+    within(|| mount_and_take(layers, label))
 }
 
 /// Works in a mount namespace that nobody else sees and that ends with the work. The calling thread comes back to
@@ -48,7 +48,7 @@ pub(crate) fn within<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Er
     done
 }
 
-fn mount_and_take(layers: &Layers) -> Result<OwnedFd, Error> {
+fn mount_and_take(layers: &Layers, label: Option<&str>) -> Result<OwnedFd, Error> {
     // Descriptors of this namespace's own mounts: newer 6.1s refuse those of another's. Their names are short, for
     // all options together end at a page, and have no colon or comma.
     let mut open = Vec::new();
@@ -67,6 +67,9 @@ fn mount_and_take(layers: &Layers) -> Result<OwnedFd, Error> {
         if layers.volatile {
             options += ",volatile";
         }
+    }
+    if let Some(label) = label {
+        options += &format!(",context=\"{label}\""); // quoted for its commas
     }
     let options = CString::new(options).map_err(|_| Errno::INVAL).at(STAGE, "name the layers")?;
     mount("overlay", PLACE, "overlay", MountFlags::empty(), &*options)

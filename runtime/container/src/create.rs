@@ -9,7 +9,7 @@ use crate::plan::{Namespace, Plan};
 use crate::sources::{self, Sources};
 use crate::sys::process::{CloneArgs, clone};
 use crate::users::Users;
-use crate::{channel, init, process};
+use crate::{channel, init, process, rdt};
 
 pub use crate::overlay::Upper;
 
@@ -132,6 +132,9 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     let gate = Gate::new(c)?;
     // Written here, where /proc is the host's and this process may: init inherits it.
     process::host_settings(&c.plan.process, c.channel)?;
+    if let Some(class) = &c.plan.rdt {
+        rdt::enter(rdt::root().as_deref(), class)?;
+    }
     for (kind, fd) in &sources.joins {
         init::join(*kind, fd)?;
     }

@@ -16,7 +16,7 @@ use crate::process::{self, Domain, Ending};
 use crate::root::Root;
 use crate::sys::process::{CloneArgs, clone, close_all_except, set_stdio};
 use crate::sys::schedule::{set_all_cpus, set_cpus};
-use crate::{channel, dev, users};
+use crate::{channel, dev, label, rdt, users};
 
 /// A process to start in the container whose init is `init_pid`.
 #[derive(Debug)]
@@ -80,6 +80,10 @@ fn become_it(
     channel::say_init(e.channel)?;
     groups.enter().at("join the cgroup", format!("write 0 to the files of {}", e.cgroup))?;
     process::host_settings(e.process, e.channel)?;
+    rdt::enter_that_of(e.init_pid)?;
+    if let Some(label) = &e.process.selinux {
+        label::on_exec(label)?;
+    }
     match &e.process.schedule.exec_cpus {
         [_, Some(cpus)] => set_cpus(cpus).at("CPU affinity", format!("set {cpus:?}"))?,
         [Some(_), None] => {} // as far as the group allows them, they stay

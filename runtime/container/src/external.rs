@@ -17,11 +17,16 @@ const STAGE: &str = "mount the root file system";
 /// Moves the calling process, which must have one thread, into a mount namespace of its own, with the layers at
 /// `<bundle>/rootfs` and the pod's shared memory at its path. Nothing is seen of it outside, and all of it goes with
 /// the last process in it.
-pub fn prepare(bundle: &Path, layers: &Layers, shm: Option<&SharedMemory>) -> Result<(), Error> {
+pub fn prepare(
+    bundle: &Path,
+    layers: &Layers,
+    shm: Option<&SharedMemory>,
+    label: Option<&str>,
+) -> Result<(), Error> {
     sys::process::unshare(Namespace::Mount as u64).at(STAGE, "make a mount namespace")?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .at("detach from the host's mounts", "make / a slave")?;
-    attach(&overlay::overlay(layers, None)?, &bundle.join("rootfs"), STAGE)?;
+    attach(&overlay::overlay(layers, None, label)?, &bundle.join("rootfs"), STAGE)?;
     if let Some(shm) = shm {
         let stage = "mount /dev/shm";
         attach(&sources::open_shm(shm, stage)?, &shm.path, stage)?;

@@ -18,7 +18,7 @@ use crate::root::Root;
 use crate::sources::Sources;
 use crate::sys::process::{close_all_except, set_stdio, unshare};
 use crate::sys::schedule;
-use crate::{channel, dev, mask, mounts, users};
+use crate::{channel, dev, label, mask, mounts, users};
 
 /// Runs in the new process; returns only when something failed or the parent is gone. `own_users`: in a user
 /// namespace, as nobody yet. `gate` returns when the hooks on the host are through.
@@ -66,7 +66,7 @@ fn build_and_become(
     drop(place);
     let mut to_be_closed = Vec::new();
     if let Rootfs::Empty { shm_size } = c.rootfs {
-        mounts::shared_memory(&root, shm_size)?;
+        mounts::shared_memory(&root, shm_size, plan.mount_label.as_deref())?;
     } else {
         let closed_later = mounts::attach_all(&root, c, sources)?;
         dev::populate(&root, plan, &sources.devices)?;
@@ -91,6 +91,10 @@ fn build_and_become(
     // Its hooks work on the root from outside: that is where they start.
     rustix::process::fchdir(root.fd()).at("createContainer hook", "change to its root")?;
     plan.hooks.run(Moment::CreateContainer, process::own_pid(), c.bundle)?;
+    // The hooks before this run as what they are.
+    if let Some(label) = &plan.process.selinux {
+        label::on_exec(label)?;
+    }
     pivot(&root, plan)?;
     drop(root);
     channel::say_ready(c.channel, terminal.as_ref().map(AsFd::as_fd))?;

@@ -13,8 +13,10 @@ pub mod exec;
 pub mod external;
 pub mod hooks;
 pub mod identity;
+pub mod label;
 pub mod options;
 pub mod plan;
+pub mod rdt;
 pub mod spec;
 pub mod stamp;
 pub mod sys;
@@ -41,6 +43,12 @@ pub use exec::{Entry, enter};
 pub use plan::{Facts, Plan, plan};
 pub use process::INIT_NAME;
 pub use spec::Spec;
+
+/// What a plan of this process depends on, before it is known for whom.
+pub fn own_facts() -> Facts {
+    let (capabilities, selinux) = (own_capabilities(), label::is_enabled());
+    Facts { capabilities, selinux, ..Default::default() }
+}
 
 /// What this process may hand out: its bounding set within its permitted one.
 pub fn own_capabilities() -> u64 {

@@ -24,7 +24,7 @@ pub(crate) fn hide(root: &Root, plan: &Plan) -> Result<(), Error> {
         set(tree.as_fd(), readonly, None).at(&stage, "set attributes")?;
         move_onto(&tree, &place).at(&stage, "attach")?;
     }
-    let mut masks = Masks::default();
+    let mut masks = Masks { label: plan.mount_label.as_deref(), ..Default::default() };
     for path in &plan.masked {
         let stage = format!("mask {}", path.display());
         let Some(place) = existing(root.place(path), &stage)? else { continue };
@@ -45,13 +45,14 @@ fn existing(place: Result<OwnedFd, Errno>, stage: &str) -> Result<Option<OwnedFd
 }
 
 #[derive(Default)]
-struct Masks {
+struct Masks<'a> {
+    label: Option<&'a str>,
     null: Option<OwnedFd>,
     /// The first directory mask, attached; the others are clones, so that one tmpfs serves all.
     empty: Option<OwnedFd>,
 }
 
-impl Masks {
+impl Masks<'_> {
     fn file(&mut self, stage: &str) -> Result<OwnedFd, Error> {
         if self.null.is_none() {
             let null = open(c"/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
@@ -73,6 +74,7 @@ impl Masks {
         let tree = overlay::tmpfs(
             stage,
             &[("mode", "755"), ("size", "0"), ("nr_inodes", "2")],
+            self.label,
             MountAttrFlags::MOUNT_ATTR_RDONLY,
         )?;
         self.empty = Some(tree.try_clone().at(stage, "duplicate")?);

@@ -13,11 +13,11 @@ use rustix::mount::{
 use crate::create::Creation;
 use crate::error::{At, Error};
 use crate::options::Options;
-use crate::overlay;
 use crate::plan::{From, Mount};
 use crate::root::Root;
 use crate::sources::{Source, Sources, attributes, birth_attributes, change};
 use crate::sys::mount::{Change, attr, set};
+use crate::{label, overlay};
 
 /// Returns those that become read-only when all is in place, because other mounts and devices go into them.
 pub(crate) fn attach_all(
@@ -33,9 +33,15 @@ pub(crate) fn attach_all(
                 let place = place_for(root, mount, tree, &stage)?;
                 move_onto(tree, &place).at(&stage, "attach")?;
             }
-            Source::Groups(groups) => attach_groups(root, mount, groups, &stage)?,
+            Source::Groups(groups) => {
+                let label = c.plan.mount_label.as_deref();
+                attach_groups(root, mount, (groups, label), &stage)?;
+            }
             Source::Later if mount.from == From::Root => attach_own(root, mount, &stage)?,
-            Source::Later => open.extend(attach_new(root, mount, &stage)?),
+            Source::Later => {
+                let label = c.plan.mount_label.as_deref();
+                open.extend(attach_new(root, mount, label, &stage)?);
+            }
         }
     }
     Ok(open)
@@ -48,14 +54,15 @@ pub(crate) fn move_onto(tree: &OwnedFd, place: &OwnedFd) -> Result<(), Errno> {
 }
 
 /// Pause's `/dev/shm`, from which the pod's containers get theirs.
-pub(crate) fn shared_memory(root: &Root, size: u64) -> Result<(), Error> {
+pub(crate) fn shared_memory(root: &Root, size: u64, label: Option<&str>) -> Result<(), Error> {
     const STAGE: &str = "mount /dev/shm";
     if size > 0 {
         let place = root.make_dirs(Path::new("/dev/shm")).at(STAGE, "make /dev/shm")?;
         let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        let tree = overlay::tmpfs(STAGE, &[("mode", "1777"), ("size", &size.to_string())], flags)?;
+        let parameters = [("mode", "1777"), ("size", &size.to_string())];
+        let tree = overlay::tmpfs(STAGE, &parameters, label, flags)?;
         move_onto(&tree, &place).at(STAGE, "attach")?;
     }
     make_readonly(root.fd())
@@ -89,7 +96,12 @@ fn attach_own(root: &Root, mount: &Mount, stage: &str) -> Result<(), Error> {
     move_onto(&tree, &place).at(stage, "attach")
 }
 
-fn attach_new(root: &Root, mount: &Mount, stage: &str) -> Result<Option<OwnedFd>, Error> {
+fn attach_new(
+    root: &Root,
+    mount: &Mount,
+    label: Option<&str>,
+    stage: &str,
+) -> Result<Option<OwnedFd>, Error> {
     let (kind, source) = match &mount.from {
         From::New { kind, source } => (kind.as_str(), source.as_str()),
         // Only reached on v2, where the container's cgroup namespace shows its own group as the root.
@@ -120,6 +132,9 @@ fn attach_new(root: &Root, mount: &Mount, stage: &str) -> Result<Option<OwnedFd>
     // What is set at birth needs no second call; clearing and the access time modes do.
     if o.attributes.clear | o.recursive_attributes.clear != 0 {
         attributes(&tree, o, stage)?;
+    }
+    if let Some(label) = label.filter(|_| kind == "mqueue") {
+        label::root_of(&tree, label, stage)?;
     }
     if o.tmpcopyup {
         copy_up(&place, &tree, stage)?;
@@ -161,13 +176,14 @@ fn new_mount(kind: &str, source: &str, options: &Options, stage: &str) -> Result
 fn attach_groups(
     root: &Root,
     mount: &Mount,
-    groups: &[(String, OwnedFd)],
+    (groups, label): (&[(String, OwnedFd)], Option<&str>),
     stage: &str,
 ) -> Result<(), Error> {
     let place = root
         .make_dirs(&mount.destination)
         .at(stage, format!("make {} in the root", mount.destination.display()))?;
-    let holder = overlay::tmpfs(stage, &[("mode", "755")], birth_attributes(&mount.options))?;
+    let attributes = birth_attributes(&mount.options);
+    let holder = overlay::tmpfs(stage, &[("mode", "755")], label, attributes)?;
     let readonly = mount.options.attributes.set & attr::RDONLY != 0;
     set(holder.as_fd(), Change { clear: attr::RDONLY, ..Default::default() }, None)
         .at(stage, "open the tmpfs")?;

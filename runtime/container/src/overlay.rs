@@ -23,8 +23,14 @@ pub(crate) const STAGE: &str = "mount the root file system";
 /// An overlay of `layers`, attached nowhere yet. With a user namespace the lower layers are id-mapped by it (the
 /// overlay itself cannot be), so that an image is on disk once for all; what is written belongs to its ids on disk,
 /// because the kernel works in the upper directory as the host's root, who is nobody on a mapped mount.
-pub(crate) fn overlay(layers: &Layers, users: Option<&Users>) -> Result<OwnedFd, Error> {
-    let Some(users) = users else { return stack(layers) };
+///
+/// `label`: of SELinux, which all its files show.
+pub(crate) fn overlay(
+    layers: &Layers,
+    users: Option<&Users>,
+    label: Option<&str>,
+) -> Result<OwnedFd, Error> {
+    let Some(users) = users else { return stack(layers, label) };
     let mut trees = Vec::new();
     for lower in &layers.lowers {
         let tree = plain(lower)?;
@@ -42,7 +48,7 @@ pub(crate) fn overlay(layers: &Layers, users: Option<&Users>) -> Result<OwnedFd,
     }
     // Kernels before 6.15 do not stack layers that are attached nowhere.
     aside::within(|| {
-        let holder = tmpfs(STAGE, &[("mode", "755")], MountAttrFlags::empty())?;
+        let holder = tmpfs(STAGE, &[("mode", "755")], None, MountAttrFlags::empty())?;
         let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let place =
             rustix::fs::open(HOLDER, open, Mode::empty()).at(STAGE, format!("open {HOLDER}"))?;
@@ -57,21 +63,21 @@ pub(crate) fn overlay(layers: &Layers, users: Option<&Users>) -> Result<OwnedFd,
             *lower = Path::new(HOLDER).join(name);
         }
         // The overlay has references of its own when it is made.
-        stack(&mapped)
+        stack(&mapped, label)
     })
 }
 
 /// A directory that every host has and no layer is in, to be covered where nobody else sees it.
 const HOLDER: &str = "/sys";
 
-fn stack(layers: &Layers) -> Result<OwnedFd, Error> {
+fn stack(layers: &Layers, label: Option<&str>) -> Result<OwnedFd, Error> {
     // overlayfs wants two lowers when there is no upper; one lower alone is simply that directory.
     if let ([only], None) = (layers.lowers.as_slice(), &layers.upper) {
         return plain(only);
     }
     // Kernels before 6.7 do not know `lowerdir+`; some refuse the word, some only the whole.
-    let made = match assemble(layers) {
-        Err(Refusal { errno: Errno::INVAL, .. }) => return aside::overlay(layers),
+    let made = match assemble(layers, label) {
+        Err(Refusal { errno: Errno::INVAL, .. }) => return aside::overlay(layers, label),
         made => made,
     };
     made.map_err(|refusal| {
@@ -89,7 +95,7 @@ struct Refusal {
     errno: Errno,
 }
 
-fn assemble(layers: &Layers) -> Result<OwnedFd, Refusal> {
+fn assemble(layers: &Layers, label: Option<&str>) -> Result<OwnedFd, Refusal> {
     let refused = |what: &str| {
         let what = what.to_owned();
         move |errno| Refusal { what, errno }
@@ -106,6 +112,9 @@ fn assemble(layers: &Layers) -> Result<OwnedFd, Refusal> {
         if layers.volatile {
             fsconfig_set_flag(&fs, "volatile").map_err(refused("volatile"))?;
         }
+    }
+    if let Some(label) = label {
+        fsconfig_set_string(&fs, "context", label).map_err(refused("context"))?;
     }
     fsconfig_create(&fs).map_err(refused("create the overlay"))?;
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
@@ -128,21 +137,23 @@ pub(crate) fn plain(path: &Path) -> Result<OwnedFd, Error> {
 }
 
 /// An empty tmpfs for a process that needs no files, owned by its root.
-pub(crate) fn empty(users: Option<&Users>) -> Result<OwnedFd, Error> {
+pub(crate) fn empty(users: Option<&Users>, label: Option<&str>) -> Result<OwnedFd, Error> {
     let [uid, gid] = users.map_or([0, 0], Users::root).map(|id| id.to_string());
     let parameters =
         [("mode", "555"), ("size", "4096"), ("nr_inodes", "8"), ("uid", &uid), ("gid", &gid)];
-    tmpfs(STAGE, &parameters, MountAttrFlags::empty())
+    tmpfs(STAGE, &parameters, label, MountAttrFlags::empty())
 }
 
 /// A fresh tmpfs, attached nowhere.
 pub(crate) fn tmpfs(
     stage: &str,
     parameters: &[(&str, &str)],
+    label: Option<&str>,
     attributes: MountAttrFlags,
 ) -> Result<OwnedFd, Error> {
     let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).at(stage, "open a tmpfs")?;
-    for (key, value) in parameters {
+    let context = label.map(|label| ("context", label));
+    for (key, value) in parameters.iter().chain(&context) {
         fsconfig_set_string(&fs, *key, *value).at(stage, format!("tmpfs {key}={value}"))?;
     }
     fsconfig_create(&fs).at(stage, "create a tmpfs")?;
@@ -181,7 +192,7 @@ mod tests {
             let upper = Upper { upper: sub(&format!("upper{n}")), work: sub(&format!("work{n}")) };
             let layers =
                 Layers { lowers: lowers.clone(), upper: Some(upper.clone()), volatile: false };
-            let tree = way(&layers).expect("an overlay");
+            let tree = way(&layers, None).expect("an overlay");
             let root = PathBuf::from(format!("/proc/self/fd/{}", tree.as_raw_fd()));
             assert_eq!(std::fs::read_to_string(root.join("who")).expect("read"), "0");
             assert!(root.join("only-0").exists() && root.join("only-99").exists());

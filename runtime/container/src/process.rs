@@ -19,6 +19,7 @@ use crate::channel::{say_clamped, say_listener};
 use crate::create::Seccomp;
 use crate::error::{At, Error};
 use crate::hooks::Hooks;
+use crate::label;
 use crate::plan::{self, MemoryPolicy, Process, Schedule};
 use crate::sys::process::{
     cloexec_from, execve, fexecve, load_seccomp, new_session_keyring, reset_signals,
@@ -78,6 +79,9 @@ pub(crate) fn host_settings(p: &Process, channel: BorrowedFd<'_>) -> Result<(), 
     p.warnings.iter().try_for_each(|text| say_clamped(channel, text))?;
     if let Some(adj) = p.oom_score_adj {
         oom_score_adj(adj, channel)?;
+    }
+    if let Some(label) = &p.selinux {
+        label::own_keys(label)?;
     }
     if let Some(profile) = &p.apparmor {
         let file = ["/proc/self/attr/apparmor/exec", "/proc/self/attr/exec"]

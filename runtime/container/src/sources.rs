@@ -44,10 +44,11 @@ pub(crate) enum Source {
 }
 
 pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Sources, Error> {
+    let label = c.plan.mount_label.as_deref();
     let root = match &c.rootfs {
-        Rootfs::Layers(layers) => overlay::overlay(layers, users)?,
+        Rootfs::Layers(layers) => overlay::overlay(layers, users, label)?,
         Rootfs::Directory(path) => overlay::plain(path)?,
-        Rootfs::Empty { .. } => overlay::empty(users)?,
+        Rootfs::Empty { .. } => overlay::empty(users, label)?,
     };
     let private = Propagation { kind: Kind::Private, recursive: true };
     change(&root, "mount the root file system", private.into())?;

@@ -168,10 +168,26 @@ pub struct Linux {
     pub seccomp: Option<Value>,
     pub mount_label: Option<String>,
     pub time_offsets: Option<BTreeMap<String, TimeOffset>>,
-    pub intel_rdt: Option<Value>,
+    pub intel_rdt: Option<IntelRdt>,
     pub memory_policy: Option<MemoryPolicy>,
     pub net_devices: Option<BTreeMap<String, NetDevice>>,
     pub personality: Option<Personality>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IntelRdt {
+    #[serde(rename = "closID")]
+    pub clos_id: Option<String>,
+    pub schemata: Option<Vec<String>>,
+    pub l3_cache_schema: Option<String>,
+    pub mem_bw_schema: Option<String>,
+    pub enable_monitoring: Option<bool>,
+    /// The two are what came before it, until version 1.2.
+    #[serde(rename = "enableCMT", alias = "enableCmt")]
+    pub enable_cmt: Option<bool>,
+    #[serde(rename = "enableMBM", alias = "enableMbm")]
+    pub enable_mbm: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -105,10 +105,7 @@ fn table() -> Vec<(&'static str, Fate)> {
         ("process.noNewPrivileges", Counts(process(json!({ "noNewPrivileges": true })))),
         ("process.apparmorProfile", Counts(process(json!({ "apparmorProfile": "p" })))),
         ("process.oomScoreAdj", Counts(process(json!({ "oomScoreAdj": 1 })))),
-        (
-            "process.selinuxLabel",
-            Refused(process(json!({ "selinuxLabel": "l" })), "process.selinuxLabel"),
-        ),
+        ("process.selinuxLabel", Counts(process(json!({ "selinuxLabel": "u:r:t:s0" })))),
         (
             "process.ioPriority.class",
             Counts(process(
@@ -174,7 +171,7 @@ fn table() -> Vec<(&'static str, Fate)> {
                 "linux.seccomp",
             ),
         ),
-        ("linux.mountLabel", Refused(linux(json!({ "mountLabel": "l" })), "linux.mountLabel")),
+        ("linux.mountLabel", Counts(linux(json!({ "mountLabel": "u:r:t:s0" })))),
         (
             "linux.timeOffsets.*.secs",
             Counts(linux(
@@ -187,7 +184,25 @@ fn table() -> Vec<(&'static str, Fate)> {
                 json!({ "namespaces": [{ "type": "mount" }, { "type": "time" }], "timeOffsets": { "boottime": { "nanosecs": 1 } } }),
             )),
         ),
-        ("linux.intelRdt", Refused(linux(json!({ "intelRdt": {} })), "linux.intelRdt")),
+        ("linux.intelRdt.closID", Counts(linux(json!({ "intelRdt": { "closID": "a" } })))),
+        (
+            "linux.intelRdt.schemata",
+            Counts(linux(json!({ "intelRdt": { "schemata": ["L3:0=1"] } }))),
+        ),
+        (
+            "linux.intelRdt.l3CacheSchema",
+            Counts(linux(json!({ "intelRdt": { "l3CacheSchema": "L3:0=1" } }))),
+        ),
+        (
+            "linux.intelRdt.memBwSchema",
+            Counts(linux(json!({ "intelRdt": { "memBwSchema": "MB:0=1" } }))),
+        ),
+        ("linux.intelRdt.enableCmt", Counts(linux(json!({ "intelRdt": { "enableCMT": true } })))),
+        ("linux.intelRdt.enableMbm", Counts(linux(json!({ "intelRdt": { "enableMBM": true } })))),
+        (
+            "linux.intelRdt.enableMonitoring",
+            Counts(linux(json!({ "intelRdt": { "enableMonitoring": true } }))),
+        ),
         (
             "linux.memoryPolicy.mode",
             Counts(linux(json!({ "memoryPolicy": { "mode": "MPOL_LOCAL" } }))),
@@ -399,8 +414,13 @@ fn decide(change: &Value) -> Result<(Plan, String), String> {
     });
     merge(&mut json, change);
     let spec: Spec = serde_json::from_value(json).map_err(|e| e.to_string())?;
-    let facts =
-        Facts { id: "c".into(), capabilities: u64::MAX, later_hooks: true, ..Default::default() };
+    let facts = Facts {
+        id: "c".into(),
+        capabilities: u64::MAX,
+        selinux: true,
+        later_hooks: true,
+        ..Default::default()
+    };
     let plan = container::plan(&spec, &facts).map_err(|e| e.to_string())?;
     let v1 = cgroup::hierarchy::Hierarchy { controllers: vec!["cpu".into()], mount: "/v1".into() };
     let nodes = [

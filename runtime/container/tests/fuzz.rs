@@ -15,8 +15,13 @@ const SLOW: Duration = Duration::from_secs(2);
 /// All that is decided from a specification. Refusals are fine.
 fn decide(text: &[u8]) {
     let Ok(spec) = serde_json::from_slice::<Spec>(text) else { return };
-    let facts =
-        Facts { id: "c".into(), capabilities: u64::MAX, seccomp_compiled: true, later_hooks: true };
+    let facts = Facts {
+        id: "c".into(),
+        capabilities: u64::MAX,
+        seccomp_compiled: true,
+        selinux: true,
+        later_hooks: true,
+    };
     let Ok(plan) = container::plan(&spec, &facts) else { return };
     let v1 = cgroup::hierarchy::Hierarchy { controllers: vec!["cpu".into()], mount: "/".into() };
     for node in [

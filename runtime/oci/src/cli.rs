@@ -153,6 +153,8 @@ pub(crate) struct ExecArgs {
     pub(crate) cap: Vec<String>,
     #[arg(long)]
     pub(crate) apparmor: Option<String>,
+    #[arg(long)]
+    pub(crate) process_label: Option<String>,
     #[arg(long, default_value_t = 0)]
     pub(crate) preserve_fds: u32,
     #[arg(long)]

@@ -108,9 +108,9 @@ impl Order<'_> {
         let seccomp = seccomp::compile(self.cli, self.spec, self.dir)?;
         let facts = Facts {
             id: self.args.id.clone(),
-            capabilities: container::own_capabilities(),
             seccomp_compiled: seccomp.is_some(),
             later_hooks: true,
+            ..container::own_facts()
         };
         let unit = scope::unit(self.cli, self.spec, &self.args.id)?;
         let mut plan = container::plan(self.spec, &facts)?;
@@ -124,7 +124,10 @@ impl Order<'_> {
         if is_frozen(&node, &plan.cgroup) {
             return Err(Error::Frozen { id: self.args.id.clone(), group: plan.cgroup });
         }
-        let undo = |_: &Error| end::clear_group(&node, &plan.cgroup, unit.as_ref());
+        let undo = |_: &Error| {
+            end::clear_group(&node, &plan.cgroup, unit.as_ref());
+            let _ = container::rdt::remove(&rdt_of(&plan));
+        };
         let scope = unit.as_ref().map(|unit| scope::start(unit, &plan.resources, &node));
         let scope = scope.transpose().inspect_err(undo)?;
         let made = self.make_init(&plan, &node, seccomp.as_ref().map(|(_, loaded)| loaded));
@@ -184,6 +187,7 @@ impl Order<'_> {
             created: state::now(),
             cgroup: plan.cgroup.clone(),
             scope: None,
+            rdt: rdt_of(plan),
             own_pids: plan.namespaces.makes(Namespace::Pid),
             annotations: self.spec.annotations.clone().unwrap_or_default(),
             seccomp,
@@ -213,6 +217,12 @@ impl Order<'_> {
             }
         }
     }
+}
+
+/// What of resctrl is the container's alone.
+fn rdt_of(plan: &Plan) -> Vec<PathBuf> {
+    let made = |rdt| container::rdt::root().map(|root| container::rdt::made(&root, rdt));
+    plan.rdt.as_ref().and_then(made).unwrap_or_default()
 }
 
 /// Whether the group or one above it that is there already is frozen: what is made in it would never say anything.

@@ -61,6 +61,7 @@ pub(crate) fn remove(cli: &Cli, record: &Record) -> Result<(), Error> {
     if let Some(unit) = &record.scope {
         scope::stop(unit)?;
     }
+    container::rdt::remove(&record.rdt)?;
     let dir = state::dir(cli, &record.id)?;
     std::fs::remove_dir_all(&dir).map_err(Error::file("remove", dir))?;
     // The container is gone whatever they say: a failure is only told.

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use cgroup::Hierarchies;
 use container::sys::process::{close_all_except, fork};
 use container::sys::signals;
-use container::{Entry, Facts, Report, Stdio, channel, spec};
+use container::{Entry, Report, Stdio, channel, spec};
 
 use crate::cli::{Cli, ExecArgs};
 use crate::create::{channel_pair, kept};
@@ -29,8 +29,7 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
     if process.terminal && args.detach && args.console_socket.is_none() {
         return Err(Error::Usage("a detached terminal needs --console-socket".into()));
     }
-    let facts = Facts { capabilities: container::own_capabilities(), ..Default::default() };
-    let plan = container::plan::plan_process(&process, &facts)?;
+    let plan = container::plan::plan_process(&process, &container::own_facts())?;
     let memory_policy =
         record.memory_policy.as_ref().map(container::plan::memory_policy).transpose()?;
     let seccomp = record.seccomp.as_ref().map(seccomp::Kept::load).transpose()?;
@@ -125,6 +124,9 @@ fn process(args: &ExecArgs, record: &Record) -> Result<spec::Process, Error> {
     p.env.get_or_insert_default().extend(args.env.iter().cloned());
     if let Some(cwd) = &args.cwd {
         p.cwd.clone_from(cwd);
+    }
+    if let Some(label) = &args.process_label {
+        p.selinux_label = Some(label.clone());
     }
     if let Some(profile) = &args.apparmor {
         p.apparmor_profile = Some(profile.clone());

@@ -76,6 +76,7 @@ const MEMORY_FLAGS: [&str; 3] =
 
 pub(crate) fn print() -> Result<(), Error> {
     let v2 = cgroup::driver()? == Driver::V2;
+    let rdt = container::rdt::root().is_some();
     let features = json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.3.0",
@@ -87,8 +88,8 @@ pub(crate) fn print() -> Result<(), Error> {
             "cgroup": { "v1": !v2, "v2": v2, "systemd": true, "systemdUser": false, "rdma": true },
             "seccomp": seccomp(),
             "apparmor": { "enabled": std::path::Path::new("/sys/kernel/security/apparmor").exists() },
-            "selinux": { "enabled": false },
-            "intelRdt": { "enabled": false },
+            "selinux": { "enabled": container::label::is_enabled() },
+            "intelRdt": { "enabled": rdt, "schemata": rdt, "monitoring": rdt },
             "mountExtensions": { "idmap": { "enabled": true } },
             "memoryPolicy": { "modes": MEMORY_MODES, "flags": MEMORY_FLAGS },
             "netDevices": { "enabled": true },

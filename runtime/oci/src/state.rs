@@ -27,6 +27,9 @@ pub(crate) struct Record {
     /// The unit of systemd whose group it is.
     #[serde(default)]
     pub(crate) scope: Option<String>,
+    /// Directories of resctrl that were made for it alone, innermost first.
+    #[serde(default)]
+    pub(crate) rdt: Vec<PathBuf>,
     /// Init is pid 1 of its own namespace.
     pub(crate) own_pids: bool,
     pub(crate) annotations: BTreeMap<String, String>,

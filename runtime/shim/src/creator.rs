@@ -67,9 +67,8 @@ fn try_create(job: Job<'_>) -> Result<(), Error> {
     let seccomp = filter(job.seccomp)?;
     let facts = Facts {
         id: job.id.to_owned(),
-        capabilities: container::own_capabilities(),
         seccomp_compiled: seccomp.is_some(),
-        later_hooks: false,
+        ..container::own_facts()
     };
     if let Some(path) = job.log_path {
         crate::log::touch(path).map_err(|e| {
@@ -150,8 +149,7 @@ pub(crate) fn enter(job: &ExecJob<'_>) -> i32 {
 fn try_enter(job: &ExecJob<'_>) -> Result<(), Error> {
     let process: container::spec::Process = serde_json::from_slice(job.process_json)
         .map_err(|e| Error::new("read the process", format!("process object: {e}")))?;
-    let facts = Facts { capabilities: container::own_capabilities(), ..Default::default() };
-    let process = container::plan::plan_process(&process, &facts)?;
+    let process = container::plan::plan_process(&process, &container::own_facts())?;
     let seccomp = filter(job.seccomp)?;
     let name = Path::new(job.tracker)
         .file_name()

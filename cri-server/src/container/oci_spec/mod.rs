@@ -16,6 +16,7 @@ use super::user::User;
 use crate::config::Rlimit;
 use crate::sandbox::Sandbox;
 use crate::sandbox::spec::NamespaceMode;
+use crate::selinux::Labels;
 
 /// The version of the runtime specification whose fields are used.
 pub(crate) const OCI_VERSION: &str = "1.2.0";
@@ -32,8 +33,6 @@ pub(crate) struct NodeFacts {
     pub(crate) swap_accounting: bool,
     /// Whether pods can have user namespaces, with the layers of their images mapped.
     pub(crate) user_namespaces: bool,
-    /// Whether processes and files have labels that are looked at.
-    pub(crate) selinux: bool,
 }
 
 #[derive(Debug)]
@@ -48,6 +47,9 @@ pub(crate) struct Input<'a> {
     pub(crate) rlimits: &'a [Rlimit],
     /// The AppArmor profile to run under.
     pub(crate) apparmor: Option<&'a str>,
+    pub(crate) labels: Option<&'a Labels>,
+    /// The RDT class.
+    pub(crate) rdt_class: Option<&'a str>,
     pub(crate) devices: &'a [DeviceNode],
     /// OCI's `blockIO` of the container's class.
     pub(crate) block_io: Option<Value>,
@@ -64,7 +66,7 @@ pub(crate) fn container(input: &Input<'_>) -> Value {
     if let Some(block_io) = &input.block_io {
         resources["blockIO"] = block_io.clone();
     }
-    json!({
+    let mut config = json!({
         "ociVersion": OCI_VERSION,
         "process": process(input),
         "root": { "path": "rootfs", "readonly": security.readonly_rootfs },
@@ -87,7 +89,15 @@ pub(crate) fn container(input: &Input<'_>) -> Value {
             "maskedPaths": if security.privileged { &[] } else { &*security.masked_paths },
             "readonlyPaths": if security.privileged { &[] } else { &*security.readonly_paths },
         },
-    })
+    });
+    if let Some(labels) = input.labels {
+        config["process"]["selinuxLabel"] = json!(labels.process);
+        config["linux"]["mountLabel"] = json!(labels.mount);
+    }
+    if let Some(class) = input.rdt_class {
+        config["linux"]["intelRdt"] = json!({ "closID": class });
+    }
+    config
 }
 
 /// The process object; an exec'd process is this one with other arguments.

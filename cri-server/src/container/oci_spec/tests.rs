@@ -9,8 +9,7 @@ use crate::container::spec::{Device, ImageRef, ImageVolume, Mount, Propagation, 
 use crate::container::testing::{self, sandbox};
 use crate::sandbox::spec::IdMap;
 
-const V1: NodeFacts =
-    NodeFacts { cgroup_v2: false, swap_accounting: true, user_namespaces: true, selinux: false };
+const V1: NodeFacts = NodeFacts { cgroup_v2: false, swap_accounting: true, user_namespaces: true };
 
 fn build(spec: &Spec, sandbox: &Sandbox, node: NodeFacts) -> Value {
     let input = Input {
@@ -22,6 +21,8 @@ fn build(spec: &Spec, sandbox: &Sandbox, node: NodeFacts) -> Value {
         cgroups_path: "/pods/web/c1",
         rlimits: &[],
         apparmor: None,
+        labels: None,
+        rdt_class: None,
         devices: &[],
         block_io: None,
         image_defined: &["/a/state".into(), "b//c".into(), "/../x".into(), "/".into()],

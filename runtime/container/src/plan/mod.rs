@@ -3,6 +3,7 @@
 mod mounts;
 mod namespaces;
 mod process;
+mod rdt;
 mod schedule;
 mod sysctls;
 
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::hooks::{self, Hooks};
+use crate::label;
 use crate::options::{self, Propagation};
 use crate::spec::{self, Spec};
 use cgroup::unit::Unit;
@@ -17,6 +19,7 @@ use cgroup::unit::Unit;
 pub use mounts::{From, Mount, Node, NodeKind};
 pub use namespaces::{Mappings, Namespace, Namespaces, NetDevice, TimeOffset};
 pub use process::{Process, Rlimit, plan_process};
+pub use rdt::Rdt;
 pub use schedule::{MemoryPolicy, Schedule, Scheduler, memory_policy};
 
 /// What the plan depends on besides the specification.
@@ -27,6 +30,8 @@ pub struct Facts {
     pub capabilities: u64,
     /// A compiled seccomp program comes along, so `linux.seccomp` needs no compiling here.
     pub seccomp_compiled: bool,
+    /// The kernel looks at labels of SELinux.
+    pub selinux: bool,
     /// The caller runs the hooks that come after the start and after the end.
     pub later_hooks: bool,
 }
@@ -45,6 +50,8 @@ pub struct Plan {
     pub devices: Vec<Node>,
     /// The default device nodes and links are made unless `/dev` is a bind mount.
     pub make_dev: bool,
+    /// The label of SELinux that the container's file systems show.
+    pub mount_label: Option<String>,
     pub masked: Vec<PathBuf>,
     pub readonly: Vec<PathBuf>,
     /// Path below `/proc/sys` and value.
@@ -54,6 +61,8 @@ pub struct Plan {
     pub personality: Option<u64>,
     pub memory_policy: Option<MemoryPolicy>,
     pub process: Process,
+    /// The class of cache and memory bandwidth.
+    pub rdt: Option<Rdt>,
     pub cgroup: String,
     pub resources: cgroup::Resources,
     pub hooks: Hooks,
@@ -81,12 +90,10 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
     }
     let process =
         spec.process.as_ref().ok_or_else(|| Error::new("process", "the specification has none"))?;
-    let mounts: Vec<Mount> = spec
-        .mounts
-        .iter()
-        .flatten()
-        .map(|m| mounts::mount(m, own_users))
-        .collect::<Result<_, _>>()?;
+    let mount_label =
+        label::checked("linux.mountLabel", linux.mount_label.as_ref(), facts.selinux)?;
+    let mount = |m| mounts::mount(m, own_users, mount_label.as_deref());
+    let mounts: Vec<Mount> = spec.mounts.iter().flatten().map(mount).collect::<Result<_, _>>()?;
     let make_dev = !mounts
         .iter()
         .any(|m| m.destination == Path::new("/dev") && matches!(m.from, From::Bind(_)));
@@ -105,6 +112,7 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
         mounts,
         devices: linux.devices.iter().flatten().map(mounts::device).collect::<Result<_, _>>()?,
         make_dev,
+        mount_label,
         masked: once_each(linux.masked_paths.as_deref()),
         readonly: once_each(linux.readonly_paths.as_deref()),
         sysctls: sysctls::sysctls(linux, &|ns| namespaces.has(ns))?,
@@ -112,6 +120,7 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
         domainname: spec.domainname.clone().filter(|h| !h.is_empty()),
         personality: linux.personality.as_ref().map(personality).transpose()?,
         memory_policy: linux.memory_policy.as_ref().map(schedule::memory_policy).transpose()?,
+        rdt: linux.intel_rdt.as_ref().map(|r| rdt::rdt(r, &facts.id)).transpose()?,
         process: plan_process(process, facts)?,
         cgroup: cgroup_path(linux.cgroups_path.as_deref(), &facts.id)?,
         resources: linux.resources.clone().unwrap_or_default(),
@@ -127,11 +136,7 @@ fn once_each(paths: Option<&[PathBuf]>) -> Vec<PathBuf> {
 
 /// Known fields of the specification that this runtime does not serve yet are refused, never ignored.
 fn refuse_unserved(linux: &spec::Linux, facts: &Facts) -> Result<(), Error> {
-    refuse(&[
-        ("linux.seccomp", linux.seccomp.is_some() && !facts.seccomp_compiled),
-        ("linux.mountLabel", linux.mount_label.as_ref().is_some_and(|l| !l.is_empty())),
-        ("linux.intelRdt", linux.intel_rdt.is_some()),
-    ])
+    refuse(&[("linux.seccomp", linux.seccomp.is_some() && !facts.seccomp_compiled)])
 }
 
 fn refuse(fields: &[(&str, bool)]) -> Result<(), Error> {

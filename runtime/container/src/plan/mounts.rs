@@ -52,8 +52,12 @@ pub enum NodeKind {
     Fifo,
 }
 
-/// `own_users`: the container has a user namespace, whose ids a mount may take over.
-pub(super) fn mount(m: &spec::Mount, own_users: bool) -> Result<Mount, Error> {
+/// File systems that show labels of their own, or the kernel's. The root of a message queue is labelled when it is made.
+const OWN_LABELS: [&str; 3] = ["proc", "sysfs", "mqueue"];
+
+/// `own_users`: the container has a user namespace, whose ids a mount may take over. `label`: what its new file systems
+/// show.
+pub(super) fn mount(m: &spec::Mount, own_users: bool, label: Option<&str>) -> Result<Mount, Error> {
     let stage = format!("mount {}", m.destination.display());
     if m.destination.as_os_str().is_empty() {
         return Err(Error::new(stage, "no destination"));
@@ -81,6 +85,12 @@ pub(super) fn mount(m: &spec::Mount, own_users: bool) -> Result<Mount, Error> {
     };
     if options.tmpcopyup && !matches!(&from, From::New { kind, .. } if kind == "tmpfs") {
         return Err(Error::new(stage, "tmpcopyup is for a tmpfs"));
+    }
+    if let (From::New { kind, .. }, Some(label)) = (&from, label) {
+        let given = options.parameters.iter().any(|(key, _)| key.ends_with("context"));
+        if !given && !OWN_LABELS.contains(&kind.as_str()) {
+            options.parameters.push(("context".to_owned(), Some(label.to_owned())));
+        }
     }
     let mappings = Mappings::read(&stage, m.uid_mappings.as_ref(), m.gid_mappings.as_ref())?;
     if !mappings.is_empty() && options.idmap == Idmap::No {

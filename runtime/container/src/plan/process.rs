@@ -3,10 +3,11 @@
 use std::ffi::CString;
 use std::path::PathBuf;
 
+use super::Facts;
 use super::schedule::{self, Schedule};
-use super::{Facts, refuse};
 use crate::capabilities::{self, Sets};
 use crate::error::Error;
+use crate::label;
 use crate::spec;
 
 /// The process to become.
@@ -24,6 +25,7 @@ pub struct Process {
     pub no_new_privileges: bool,
     pub oom_score_adj: Option<i32>,
     pub apparmor: Option<String>,
+    pub selinux: Option<String>,
     pub terminal: bool,
     /// Rows and columns.
     pub console_size: Option<(u16, u16)>,
@@ -45,7 +47,7 @@ const DEFAULT_UMASK: u32 = 0o022;
 
 /// Decides about a process: the container's own or one that is exec'd into it.
 pub fn plan_process(p: &spec::Process, facts: &Facts) -> Result<Process, Error> {
-    refuse(&[("process.selinuxLabel", p.selinux_label.as_ref().is_some_and(|l| !l.is_empty()))])?;
+    let selinux = label::checked("process.selinuxLabel", p.selinux_label.as_ref(), facts.selinux)?;
     let args = c_strings("process.args", p.args.as_deref().unwrap_or_default())?;
     if args.first().is_none_or(|a| a.is_empty()) {
         return Err(Error::new("process.args", "no command to run"));
@@ -71,6 +73,7 @@ pub fn plan_process(p: &spec::Process, facts: &Facts) -> Result<Process, Error> 
         no_new_privileges: p.no_new_privileges,
         oom_score_adj: p.oom_score_adj,
         apparmor: p.apparmor_profile.clone().filter(|a| !a.is_empty()),
+        selinux,
         terminal: p.terminal,
         console_size: p.console_size.map(|c| (c.height, c.width)),
         schedule: Schedule {

@@ -64,7 +64,6 @@ fn a_container_without_a_mount_namespace_is_refused() {
 fn fields_that_are_not_served_are_refused_by_name() {
     let linux = [
         (r#","seccomp":{"defaultAction":"SCMP_ACT_ALLOW"}"#, "linux.seccomp"),
-        (r#","intelRdt":{}"#, "linux.intelRdt"),
         (r#","netDevices":{"eth1":{}}"#, "linux.netDevices"), // without a network namespace
         (r#","mountLabel":"x""#, "linux.mountLabel"),
     ];
@@ -226,4 +225,24 @@ fn the_cgroup_is_the_named_one_or_the_id() {
 #[test]
 fn a_hostname_needs_a_uts_namespace() {
     assert!(with("", r#","hostname":"h""#).is_err());
+}
+
+#[test]
+fn a_class_has_a_name_and_lines_that_are_what_they_should_be() {
+    let rdt =
+        |json: &str| with(&format!(r#","intelRdt":{json}"#), "").map(|plan| plan.rdt.expect("rdt"));
+    let own = rdt(r#"{"enableMonitoring":true}"#).expect("of the container alone");
+    assert_eq!((&*own.class, own.own, own.monitor.as_deref()), ("c1", true, Some("c1")));
+    let root = rdt(r#"{"closID":"/"}"#).expect("the root's");
+    assert_eq!((&*root.class, root.own), ("", false));
+    let both = r#"{"closID":"fast","l3CacheSchema":"L3:0=f\nMB:0=1","memBwSchema":"MB:0=50","schemata":["L2:0=1"]}"#;
+    assert_eq!(rdt(both).expect("both").schemata, ["L3:0=f", "MB:0=50", "L2:0=1"]);
+    for (json, field) in [
+        (r#"{"closID":"../x"}"#, "closID"),
+        (r#"{"closID":"info"}"#, "closID"),
+        (r#"{"memBwSchema":"L3:0=f"}"#, "memBwSchema"),
+        (r#"{"schemata":["MB:0=1\nL3:0=f"]}"#, "schemata"),
+    ] {
+        assert_eq!(rdt(json).expect_err(json).stage, format!("linux.intelRdt.{field}"));
+    }
 }
