@@ -409,13 +409,9 @@ impl RuntimeService for Service {
         request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
         let request = request.into_inner();
-        let id = request.pod_sandbox_id;
+        let id = request.pod_sandbox_id.clone();
         self.detached("UpdatePodSandboxResources", id.clone(), |ctx| async move {
-            let read = from_proto::resources::resources;
-            let given = sandbox::update::Given {
-                overhead: request.overhead.map(|it| read("overhead", Some(it))).transpose()?,
-                resources: request.resources.map(|it| read("resources", Some(it))).transpose()?,
-            };
+            let given = from_proto::resources::update_sandbox(request)?;
             sandbox::update::update(ctx, id, given).await?;
             Ok(cri::UpdatePodSandboxResourcesResponse {})
         })

@@ -57,6 +57,13 @@ fn every_field_is_used_refused_or_ignored_for_a_reason() {
         let change = super::resources::update(request).map_err(|error| error.to_string())?;
         Ok(format!("{id} {change:?}"))
     });
+    walk("UpdatePodSandboxResourcesRequest", &sandbox_updates(), &mut fates, |bytes| {
+        let request = cri::UpdatePodSandboxResourcesRequest::decode(bytes).unwrap();
+        let id = request.pod_sandbox_id.clone();
+        let change =
+            super::resources::update_sandbox(request).map_err(|error| error.to_string())?;
+        Ok(format!("{id} {change:?}"))
+    });
     // A message that one base has and another has not is told of by its fields.
     let whole: Vec<_> = fates.keys().map(|path| format!("{path}.")).collect();
     let has_fields = |path: &str| fates.keys().any(|known| known.starts_with(path));
@@ -310,6 +317,15 @@ fn updates() -> Vec<Vec<u8>> {
         container_id: "c".into(),
         linux: resources(),
         ..Default::default()
+    };
+    vec![request.encode_to_vec()]
+}
+
+fn sandbox_updates() -> Vec<Vec<u8>> {
+    let request = cri::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: "p".into(),
+        overhead: resources(),
+        resources: resources(),
     };
     vec![request.encode_to_vec()]
 }

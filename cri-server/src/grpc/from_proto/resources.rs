@@ -4,6 +4,7 @@ use proto::cri::v1 as cri;
 
 use crate::container::spec::Resources;
 use crate::error::Error;
+use crate::sandbox::update::Given;
 
 /// −1 means no limit where it has a meaning. `path` is the message's own, such as
 /// `config.linux.resources`.
@@ -71,4 +72,17 @@ pub(crate) fn update(request: cri::UpdateContainerResourcesRequest) -> Result<Re
         });
     }
     resources("linux", request.linux)
+}
+
+/// What an update changes of a sandbox.
+pub(crate) fn update_sandbox(
+    request: cri::UpdatePodSandboxResourcesRequest,
+) -> Result<Given, Error> {
+    let read = |field, given: Option<cri::LinuxContainerResources>| {
+        given.map(|given| resources(field, Some(given))).transpose()
+    };
+    Ok(Given {
+        overhead: read("overhead", request.overhead)?,
+        resources: read("resources", request.resources)?,
+    })
 }
