@@ -226,6 +226,14 @@ impl Client {
         Ok(answer("ListContainers", "containers", call).await?.containers)
     }
 
+    /// Each with those of its containers.
+    pub(crate) async fn list_pod_sandbox_stats(&self) -> Result<Vec<cri::PodSandboxStats>, Error> {
+        let message = cri::ListPodSandboxStatsRequest { filter: None };
+        let mut service = self.runtime.clone();
+        let call = service.list_pod_sandbox_stats(within(CALL_DEADLINE, message));
+        Ok(answer("ListPodSandboxStats", "pods", call).await?.stats)
+    }
+
     /// `timeout_s` of 0 lets the command run for ever.
     pub(crate) async fn exec_sync(
         &self,

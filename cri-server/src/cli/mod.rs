@@ -17,6 +17,7 @@ mod rm;
 mod run;
 mod signals;
 mod teardown;
+mod top;
 mod why;
 
 use std::{io, process::ExitCode};
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Explain(explain::Args),
     /// Show pods and their containers
     Ps(ps::Args),
+    /// Show what pods and containers use, the busiest first
+    Top(top::Args),
     /// Say what a pod or container is doing or waiting for
     Why(why::Args),
     /// Run a command in a container and print what it says
@@ -93,6 +96,7 @@ pub(crate) async fn execute(command: Command) -> Result<ExitCode, Error> {
         Command::Explain(args) => explain::explain(&args).await,
         Command::Images(args) => images::images(args).await.map_err(Cause::from),
         Command::Ps(args) => ps::ps(&args).await,
+        Command::Top(args) => top::top(&args).await,
         Command::Why(args) => why::why(&args).await,
         Command::Exec(args) => exec::exec(args).await,
         Command::Rm(args) => rm::rm(&args).await,

@@ -113,6 +113,9 @@ async fn why_tells_what_a_container_waits_for() {
     };
     tokio::join!(container.stop(600), stops);
     assert!(why("main").contains("exit code 137"), "{}", why("main"));
+    let top = node.verb(&["top"]);
+    let top = String::from_utf8_lossy(&top.stdout);
+    assert!(top.contains("RECEIVED / SENT") && top.contains("default/slow"), "{top}");
     let unknown = why("nobody");
     assert!(unknown.contains("nobody") && unknown.contains("does not exist"), "{unknown}");
     node.finish().await;
