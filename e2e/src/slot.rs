@@ -9,6 +9,9 @@ use rustix::fs::{FlockOperation, flock};
 /// Third byte of the nodes' address ranges, so it must stay below 255; far more than run at once.
 const SLOTS: u8 = 200;
 
+/// statfs(2).
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
 /// Held for the life of a node; the kernel gives it back however the test ends.
 #[derive(Debug)]
 pub struct Slot {
@@ -34,7 +37,7 @@ impl Slot {
 
     /// For what must die with the machine. Short, for unix sockets end at 108 bytes.
     pub fn run_dir(&self) -> PathBuf {
-        Path::new("/run/lapstrake-e2e").join(self.number.to_string())
+        run_root().join(self.number.to_string())
     }
 
     /// For what may be large.
@@ -54,4 +57,11 @@ impl Slot {
     pub fn network(&self) -> String {
         format!("10.213.{}", self.number)
     }
+}
+
+/// A node's /run is in memory. A build machine's may be a disk, and then every record would be
+/// measured as if it had to survive that machine.
+fn run_root() -> &'static Path {
+    let on_disk = rustix::fs::statfs("/run").is_ok_and(|it| it.f_type != TMPFS_MAGIC);
+    Path::new(if on_disk { "/dev/shm/lapstrake-e2e" } else { "/run/lapstrake-e2e" })
 }
