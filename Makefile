@@ -18,7 +18,7 @@ FOR_BENCH := $(FOR_TEST) containerd
 # E2e tests wait more than they compute; with many more at once than processors they wait for each other.
 TEST_THREADS ?= $(shell echo $$(( $$(nproc) + 1 )))
 
-.PHONY: help build run test test-vm test-fast lint critest soak bench need-build need-run need-test need-critest need-bench
+.PHONY: help build run test test-vm test-fast lint critest soak soak-numbers bench need-build need-run need-test need-critest need-bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -86,6 +86,11 @@ soak: critest ## the conformance suite twenty times, in another order each time
 $(CRITEST_BUSYBOX):
 	mkdir -p $(TARGET)/critest
 	cd $(TARGET)/critest && apt-get download -q busybox && dpkg-deb -x busybox_*.deb . && rm busybox_*.deb
+
+# By `cargo test`, because a runner would end a test that takes an hour.
+soak-numbers: need-test build ## an hour of scrapes, a hundred pods: memory, descriptors and threads stay as they are
+	E2E_REQUIRE_ROOT=1 E2E_SOAK_SECONDS=$${E2E_SOAK_SECONDS:-3600} \
+		cargo test --release --locked --workspace --test it -- --nocapture metrics::being_asked
 
 bench: need-bench build ## side by side with what is installed of the peers
 	LAPSTRAKE_BIN_DIR=$(CURDIR)/$(BIN) cargo run --release --locked -p runtime-bench

@@ -271,7 +271,7 @@ impl App {
             links: Links::default(),
             operations: Operations::default(),
             locks: Locks::default(),
-            streaming: Streaming::new(&config, cgroups),
+            streaming: Streaming::new(&config, cgroups, metrics.families.sessions.clone()),
             stops: Stops::default(),
             exec_budget: ExecBudget::default(),
             metrics,

@@ -17,8 +17,10 @@ pub use spec::{ContainerSpec, PodSpec, container, pod};
 pub use wire::Host;
 
 pub mod archive;
+pub mod browser;
 pub mod client;
 pub mod critest;
+pub mod flood;
 pub mod guest;
 pub mod host;
 pub mod http;
@@ -31,5 +33,7 @@ pub mod registry;
 pub mod slot;
 pub mod spdy;
 pub mod spec;
+pub mod terminal;
+pub mod tls;
 pub mod wait;
 pub mod wire;

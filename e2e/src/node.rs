@@ -38,7 +38,7 @@ const LOG_TAIL_BYTES: usize = 30_000;
 /// How a node differs from the ordinary one.
 #[derive(Debug, Default)]
 pub struct Options {
-    /// Length of the address range's prefix; 24 when 0.
+    /// Length of the address range's prefix; 24 when 0. A larger range than that is for one node at a time.
     pub range_prefix: u8,
     /// Hosts (`docker.io`, …) to be looked for at an address (`127.0.0.1:5000`).
     pub mirrors: Vec<(String, String)>,
@@ -310,6 +310,13 @@ impl Node {
         i32::try_from(info["pid"].as_i64().expect("info has a pid")).unwrap()
     }
 
+    /// The processes that serve sessions: of this daemon, and of earlier ones that still have some.
+    pub fn streaming_processes(&self) -> Vec<i32> {
+        let line = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        let serves = |pid: &i32| line(*pid).is_ok_and(|it| it.contains("\0streaming\0"));
+        self.scope.pids(self.pid()).into_iter().filter(serves).collect()
+    }
+
     /// The process of a pod's shim.
     pub fn shim_of(&self, pod: &Pod) -> i32 {
         let file = self.state_dir().join("pods").join(&pod.id).join("shim.pid");
@@ -388,7 +395,11 @@ impl Node {
 
     fn config(&self) -> String {
         let [default, foreign] = foreign_handler();
-        let prefix = if self.options.range_prefix == 0 { 24 } else { self.options.range_prefix };
+        let (network, prefix) = match self.options.range_prefix {
+            0 => (self.slot.network(), 24),
+            prefix @ 1..24 => ("10.216.0".to_owned(), prefix),
+            prefix => (self.slot.network(), prefix),
+        };
         format!(
             "[images]\ncerts_d = [\"{certs_d}\"]\n{images}\n\n\
              [network]\nmode = \"{mode}\"\nbridge = \"{bridge}\"\nranges = [\"{network}.0/{prefix}\"]\n\
@@ -404,7 +415,6 @@ impl Node {
             plugins = self.plugins_dir().display(),
             more = self.options.network,
             bridge = self.slot.bridge(),
-            network = self.slot.network(),
             cgroup = self.slot.cgroup(),
             default = default,
             extra = self.options.config,

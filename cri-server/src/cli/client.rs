@@ -248,6 +248,16 @@ impl Client {
         answer("ExecSync", object, service.exec_sync(request)).await
     }
 
+    /// The URL at which the command runs for whoever connects to it first.
+    pub(crate) async fn exec(
+        &self,
+        object: &str,
+        message: cri::ExecRequest,
+    ) -> Result<String, Error> {
+        let mut service = self.runtime.clone();
+        Ok(answer("Exec", object, service.exec(within(CALL_DEADLINE, message))).await?.url)
+    }
+
     /// The image of that name, if the daemon has it.
     pub(crate) async fn image_status(&self, name: &str) -> Result<Option<cri::Image>, Error> {
         let message = cri::ImageStatusRequest { image: Some(spec(name)), verbose: false };

@@ -15,8 +15,10 @@ mod log_level;
 mod ps;
 mod rm;
 mod run;
+mod session;
 mod signals;
 mod teardown;
+mod terminal;
 mod top;
 mod why;
 
@@ -69,6 +71,12 @@ enum Cause {
     Find(#[from] find::Error),
     #[error(transparent)]
     Teardown(#[from] teardown::Leftovers),
+    #[error("{what}: {source}")]
+    Session { what: String, source: session::Error },
+    #[error("standard input is no terminal: leave out --tty")]
+    NoTerminal,
+    #[error("set the terminal up: {0}")]
+    Terminal(io::Error),
     #[error("listen for signals: {0}")]
     Signals(io::Error),
     #[error("write to standard output: {0}")]
@@ -83,7 +91,13 @@ impl Error {
             Cause::Run(error) => error.is_usage(),
             Cause::Images(error) => error.is_usage(),
             Cause::Login(error) => error.is_usage(),
-            Cause::Find(_) | Cause::Teardown(_) | Cause::Signals(_) | Cause::Output(_) => false,
+            Cause::NoTerminal => true,
+            Cause::Find(_)
+            | Cause::Teardown(_)
+            | Cause::Session { .. }
+            | Cause::Terminal(_)
+            | Cause::Signals(_)
+            | Cause::Output(_) => false,
         };
         if usage { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE }
     }

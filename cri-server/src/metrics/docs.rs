@@ -245,6 +245,7 @@ const HEALTH: &[Panel] = &[
         "ops",
         &[("sum by (result) (rate(lapstrake_exec_total[5m]))", "{{result}}")],
     ),
+    ("Sessions (exec, attach, port-forward)", "short", &[("lapstrake_streaming_sessions", "open")]),
 ];
 
 const DASHBOARDS: &[(&str, &str, &[Panel])] = &[

@@ -80,6 +80,8 @@ families! {
         "Removed pods whose network the plugins did not take back yet.";
     execs: IntCounterVec = "lapstrake_exec_total" ["result"]
         "Commands run by ExecSync.";
+    sessions: IntGauge = "lapstrake_streaming_sessions" []
+        "Open sessions of exec, attach and port-forward; without those that an earlier daemon began.";
     events: IntCounterVec = "lapstrake_events_total" ["kind"]
         "Container events sent.";
     events_dropped: IntCounter = "lapstrake_events_dropped_total" []

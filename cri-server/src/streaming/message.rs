@@ -34,6 +34,8 @@ pub(super) enum Answer {
     Url(String),
     TooMany(String),
     Refused(String),
+    /// How many sessions there are: told unasked whenever that changes.
+    Sessions(usize),
 }
 
 /// The pod, and what is to be done there.

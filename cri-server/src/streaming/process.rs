@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::streaming::Errand;
+use prometheus::IntGauge;
 use runtime::cgroup::Hierarchies;
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
 use super::message::{Answer, Question, Target, receive, send};
@@ -36,24 +38,28 @@ pub(crate) struct Streaming {
     cgroup: String,
     cgroups: Arc<Hierarchies>,
     link: Arc<Mutex<Option<Link>>>,
+    /// How many there are in the processes that this daemon speaks to.
+    sessions: IntGauge,
 }
 
 #[derive(Debug)]
 struct Link {
-    socket: UnixStream,
+    questions: OwnedWriteHalf,
+    answers: mpsc::Receiver<Answer>,
     pid: u32,
     /// Done when the process has ended.
     ended: JoinHandle<()>,
 }
 
 impl Streaming {
-    pub(crate) fn new(config: &Config, cgroups: Arc<Hierarchies>) -> Self {
+    pub(crate) fn new(config: &Config, cgroups: Arc<Hierarchies>, sessions: IntGauge) -> Self {
         Self {
             settings: config.streaming.clone(),
             pods: config.state.join("pods"),
             cgroup: config.runtime.shim_cgroup.clone(),
             cgroups,
             link: Arc::default(),
+            sessions,
         }
     }
 
@@ -77,7 +83,9 @@ impl Streaming {
         match exchange(&mut link, &open, START).await.map_err(Error::Broken)? {
             Answer::Open => {}
             Answer::Refused(why) => return Err(Error::Refused(why)),
-            Answer::Url(_) | Answer::TooMany(_) => return Err(Error::Broken(confused())),
+            Answer::Url(_) | Answer::TooMany(_) | Answer::Sessions(_) => {
+                return Err(Error::Broken(confused()));
+            }
         }
         self.ask(&mut place, link, &question).await.map_err(Error::Broken)?
     }
@@ -98,7 +106,7 @@ impl Streaming {
             Answer::Url(url) => Ok(Ok(url)),
             Answer::TooMany(why) => Ok(Err(Error::TooMany(why))),
             Answer::Refused(why) => Ok(Err(Error::Refused(why))),
-            Answer::Open => Err(confused()),
+            Answer::Open | Answer::Sessions(_) => Err(confused()),
         }
     }
 
@@ -115,7 +123,9 @@ impl Streaming {
             let pid = child.id().ok_or(io::ErrorKind::NotFound)?;
             let group = group_of(&self.cgroup, pid);
             let ended = tokio::spawn(reap(child, self.link.clone(), self.cgroups.clone(), group));
-            Ok(Link { socket, pid, ended })
+            let ((read, questions), (tell, answers)) = (socket.into_split(), mpsc::channel(1));
+            tokio::spawn(listen(read, tell, self.sessions.clone()));
+            Ok(Link { questions, answers, pid, ended })
         };
         start().map_err(Error::Start)
     }
@@ -123,8 +133,8 @@ impl Streaming {
     /// Lets go of the process, which ends with its last session, at once if it has none.
     pub(crate) async fn leave(&self) {
         let link = self.link.lock().await.take();
-        if let Some(Link { socket, ended, .. }) = link {
-            drop(socket);
+        if let Some(Link { questions, answers, ended, .. }) = link {
+            drop((questions, answers));
             // One that has sessions stays behind, as it should.
             let _ = tokio::time::timeout(LEAVE, ended).await;
         }
@@ -133,12 +143,32 @@ impl Streaming {
 
 async fn exchange(link: &mut Link, question: &Question, limit: Duration) -> io::Result<Answer> {
     let exchange = async {
-        send(&mut link.socket, question).await?;
-        receive(&mut link.socket).await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        send(&mut link.questions, question).await?;
+        link.answers.recv().await.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     };
     tokio::time::timeout(limit, exchange)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Hands answers on, and keeps count of the sessions, until the process or its link is gone.
+async fn listen(mut read: OwnedReadHalf, tell: mpsc::Sender<Answer>, sessions: IntGauge) {
+    let mut counted = 0;
+    while let Ok(Some(answer)) = receive(&mut read).await {
+        match answer {
+            Answer::Sessions(count) => {
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
+                sessions.add(count - counted);
+                counted = count;
+            }
+            answer => {
+                if tell.send(answer).await.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+    sessions.sub(counted);
 }
 
 /// Waits for the process, so that no zombie stays, no socket to it, and no cgroup of one that was killed.

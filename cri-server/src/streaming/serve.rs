@@ -124,8 +124,15 @@ async fn with_daemon(server: &Server<Target>, daemon: UnixStream) -> Daemon {
         }
     });
     let mut busy = Instant::now();
+    let mut sessions = server.sessions();
     let daemon = loop {
         tokio::select! {
+            Ok(()) = sessions.changed() => {
+                let count = *sessions.borrow_and_update();
+                if send(&mut write, &Answer::Sessions(count)).await.is_err() {
+                    break Daemon::Gone;
+                }
+            }
             question = questions.recv() => {
                 let answer = match question {
                     Some(Question::Issue { errand, target }) => match server.issue(errand, target) {

@@ -3,20 +3,21 @@
 #![allow(clippy::unwrap_used, reason = "a measurement may stop where it stands")]
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use e2e::flood::{self, PIECE};
 use e2e::peer::Containerd;
 use e2e::spdy::{self, Asked, Spdy};
 use e2e::{Cri, Node, Pod, container, host, image, pod};
 
 /// 1 GiB each way.
 const TOTAL: usize = 1 << 30;
-/// What clients read and send at once: the buffer of Go's `io.Copy`.
-const PIECE: usize = 32 * 1024;
+/// What a session has to reach: so many times the other's throughput, or this part of a bare copy's.
+const TIMES_BOUND: f64 = 2.0;
+const PART_BOUND: f64 = 0.9;
 /// Short sessions, one after the other.
 const SESSIONS: usize = 30;
 /// In the pod, where `nc` runs `cat` for whoever connects.
@@ -29,35 +30,47 @@ const OUT: Asked = Asked { stdin: false, ..DUPLEX };
 async fn main() {
     println!("{} MiB each way through `cat`; {SESSIONS} short sessions\n", TOTAL >> 20);
     let wanted = |name: &str| std::env::args().nth(1).is_none_or(|it| it == name);
+    let (mut floor, mut ours, mut theirs) = (None, None, None);
     if wanted("floor") {
         let (through, elapsed) = tokio::task::spawn_blocking(bare_copy).await.unwrap();
-        report("bare copy, socket to pipe and back", through, elapsed);
+        floor = Some(report("bare copy, socket to pipe and back", through, elapsed));
     }
     if wanted("lapstrake") {
         let node = Node::with_busybox().await;
-        let server = || {
-            let pids = node.scope.pids(node.pid()).into_iter();
-            pids.filter(|pid| {
-                let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                line.contains("\0streaming\0")
-            })
-            .max()
-        };
-        measure("lapstrake", &node.cri, &server).await;
+        let server = || node.streaming_processes().into_iter().max();
+        ours = Some(measure("lapstrake", &node.cri, &server).await);
         node.finish().await;
     }
     if wanted("containerd") {
         match Containerd::start().await {
             Some(peer) => {
                 let name = format!("containerd {}", peer.version);
-                measure(&name, &peer.cri, &|| Some(peer.pid())).await;
+                theirs = Some(measure(&name, &peer.cri, &|| Some(peer.pid())).await);
             }
             None => println!("SKIPPED: containerd is not installed"),
         }
     }
+    if let (Some(floor), Some(ours), Some(theirs)) = (floor, ours, theirs) {
+        for (what, ours, theirs) in
+            [("exec", ours.exec, theirs.exec), ("port-forward", ours.forward, theirs.forward)]
+        {
+            let (times, part) = (ours / theirs, ours / floor);
+            let holds = times >= TIMES_BOUND || part >= PART_BOUND;
+            let verdict = if holds { "holds" } else { "MISSED" };
+            println!(
+                "{what:14} {times:.2} times containerd's, {part:.2} of a bare copy (bound {TIMES_BOUND} or {PART_BOUND}: {verdict})"
+            );
+        }
+    }
 }
 
-async fn measure(name: &str, cri: &Cri, server: &dyn Fn() -> Option<i32>) {
+/// MiB/s each way.
+struct Rates {
+    exec: f64,
+    forward: f64,
+}
+
+async fn measure(name: &str, cri: &Cri, server: &dyn Fn() -> Option<i32>) -> Rates {
     let pod = Pod::run(cri, pod("streaming")).await.expect("RunPodSandbox");
     let script = format!("nc -ll -p {PORT} -e cat & sleep 1000");
     let mut spec = container("main", image::BUSYBOX).shell(&script);
@@ -81,9 +94,9 @@ async fn measure(name: &str, cri: &Cri, server: &dyn Fn() -> Option<i32>) {
     let command = spdy::Command::dial(&url, DUPLEX).await;
     let (socket, early) = command.spdy.into_std();
     let (stdin, stdout) = (command.stdin, command.stdout);
-    let work = move || through(&socket, early, stdin, stdout);
+    let work = move || through(&socket, &early, (stdin, stdout));
     let (moved, elapsed) = tokio::task::spawn_blocking(work).await.unwrap();
-    report("  exec, stdin to stdout", moved, elapsed);
+    let exec = report("  exec, stdin to stdout", moved, elapsed);
     let busy = server().map_or(0, host::pss_kib);
 
     let url = pod.try_forward_url(&[PORT.into()]).await.expect("PortForward");
@@ -95,69 +108,26 @@ async fn measure(name: &str, cri: &Cri, server: &dyn Fn() -> Option<i32>) {
         data = session.writer.open(&headers).await;
     }
     let (socket, early) = session.into_std();
-    let work = move || through(&socket, early, data, data);
+    let work = move || through(&socket, &early, (data, data));
     let (moved, elapsed) = tokio::task::spawn_blocking(work).await.unwrap();
-    report("  port-forward, both ways", moved, elapsed);
+    let forward = report("  port-forward, both ways", moved, elapsed);
     let after = server().map_or(0, host::pss_kib);
     println!("  server PSS {idle} KiB before, {busy} KiB after the exec, {after} KiB at the end\n");
     pod.stop().await;
     pod.remove().await;
+    Rates { exec, forward }
 }
 
-fn report(what: &str, moved: usize, elapsed: Duration) {
+fn report(what: &str, moved: usize, elapsed: Duration) -> f64 {
     assert_eq!(moved, TOTAL, "{what}: all came back");
     let rate = (TOTAL >> 20) as f64 / elapsed.as_secs_f64();
     println!("{what:36} {rate:8.0} MiB/s each way");
+    rate
 }
 
-/// Sends all on one stream while it counts what comes on another.
-fn through(socket: &TcpStream, early: Vec<u8>, to: u32, from: u32) -> (usize, Duration) {
+fn through(socket: &TcpStream, early: &[u8], streams: (u32, u32)) -> (usize, Duration) {
     let began = Instant::now();
-    let moved = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut socket = socket;
-            let mut frame = to.to_be_bytes().to_vec();
-            frame.extend((PIECE as u32).to_be_bytes());
-            frame.resize(8 + PIECE, b'x');
-            for _ in 0..TOTAL / PIECE {
-                socket.write_all(&frame).unwrap();
-            }
-            frame.truncate(8);
-            frame[4..].copy_from_slice(&[1, 0, 0, 0]);
-            socket.write_all(&frame).unwrap();
-        });
-        count(socket, early, from)
-    });
-    (moved, began.elapsed())
-}
-
-/// Bytes of data on a stream until it is finished, or all have come.
-fn count(mut socket: &TcpStream, mut buffer: Vec<u8>, stream: u32) -> usize {
-    let (mut moved, mut left, mut counts) = (0, 0, false);
-    let mut chunk = vec![0; 256 * 1024];
-    loop {
-        let mut at = 0;
-        while at < buffer.len() {
-            if left > 0 {
-                let take = left.min(buffer.len() - at);
-                moved += if counts { take } else { 0 };
-                (left, at) = (left - take, at + take);
-                continue;
-            }
-            let Some(head) = buffer.get(at..at + 8) else { break };
-            let word = |from: usize| u32::from_be_bytes(head[from..from + 4].try_into().unwrap());
-            (counts, left) = (word(0) == stream, (word(4) & 0x00ff_ffff) as usize);
-            at += 8;
-        }
-        buffer.drain(..at);
-        if moved == TOTAL {
-            return moved;
-        }
-        match socket.read(&mut chunk) {
-            Ok(0) | Err(_) => return moved,
-            Ok(length) => buffer.extend_from_slice(&chunk[..length]),
-        }
-    }
+    (flood::through(socket, early, streams, TOTAL), began.elapsed())
 }
 
 /// The least that any server does: two threads that copy between a socket and the pipes of `cat`.

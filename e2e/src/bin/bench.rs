@@ -1,5 +1,5 @@
-//! Times a pod's life through CRI, ours and containerd's in one run, and weighs what stays resident.
-//! An argument, `lapstrake` or `containerd`, limits it to one of them.
+//! Times a pod's life through CRI, ours and containerd's in one run, weighs what stays resident, and asks for the numbers
+//! of many pods. An argument, `lapstrake`, `containerd` or `crowd`, limits it to one part.
 #![allow(clippy::unwrap_used, reason = "a measurement may stop where it stands")]
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
@@ -8,54 +8,124 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use e2e::peer::Containerd;
-use e2e::{Cri, Node, Pod, container, host, image, pod};
+use e2e::{Cri, Node, Options, Pod, container, host, image, pod};
 use k8s_cri::v1 as cri;
 
 /// Enough for a steady median; the whole takes well under a minute per runtime.
 const ROUNDS: usize = 40;
 
-/// Pods at rest while memory is weighed and numbers are asked for. `BENCH_PODS` says otherwise.
+/// Pods at rest while memory is weighed and numbers are asked for.
 const RESIDENT_PODS: usize = 60;
 
-fn resident_pods() -> usize {
-    let wanted = std::env::var("BENCH_PODS").ok();
-    wanted.and_then(|it| it.parse().ok()).unwrap_or(RESIDENT_PODS)
-}
+/// Containerd's time to list the numbers of those, by ours: at least.
+const NUMBERS_BOUND: f64 = 30.0;
+
+/// Pods of a node that is as full as they get, for which the next two hold.
+const CROWD: usize = 300;
+
+/// Milliseconds that the numbers of all of them may take.
+const CROWD_BOUND: f64 = 15.0;
+
+/// Per cent of a core that measuring them may take, at the sampler's ordinary pace.
+const SAMPLER_BOUND: f64 = 1.0;
+
+/// By then every pod is read at the ordinary pace, which is measured over several turns.
+const GROWN_UP: Duration = Duration::from_secs(25);
+const SAMPLED: Duration = Duration::from_secs(60);
 
 #[tokio::main]
 async fn main() {
     println!("{ROUNDS} rounds, one after the other, after one that is not counted; milliseconds\n");
     let wanted = |name: &str| std::env::args().nth(1).is_none_or(|it| it == name);
+    let (mut ours, mut theirs) = (None, None);
     if wanted("lapstrake") {
-        measure_ours().await;
+        ours = Some(measure_ours().await);
     }
     if wanted("containerd") {
         match Containerd::start().await {
             Some(peer) => {
                 let name = format!("containerd {}", peer.version);
-                measure(&name, &peer.cri, peer.pid(), &|| peer.shims()).await;
+                let parent = "/lapstrake-bench";
+                let shims = || peer.shims();
+                theirs = Some(measure(&name, &peer.cri, peer.pid(), &shims, parent).await);
+                // As the kubelet does with its own.
+                for group in host::cgroup_dirs(parent).iter().rev() {
+                    let _ = fs::remove_dir(group);
+                }
             }
             None => println!("SKIPPED: containerd is not installed"),
         }
     }
+    if let (Some(ours), Some(theirs)) = (ours, theirs) {
+        let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
+        let holds = verdict(ratio >= NUMBERS_BOUND);
+        println!(
+            "numbers of {RESIDENT_PODS} containers, containerd's time by ours: {ratio:.1} (bound {NUMBERS_BOUND}: {holds})\n"
+        );
+    }
+    if wanted("crowd") {
+        crowd().await;
+    }
 }
 
-async fn measure_ours() {
+fn verdict(holds: bool) -> &'static str {
+    if holds { "holds" } else { "MISSED" }
+}
+
+/// What the numbers of a full node cost.
+async fn crowd() {
+    println!("lapstrake with {CROWD} pods");
+    let node = Node::start_with(Options { range_prefix: 22, ..Options::default() }).await;
+    node.import(&image::busybox(), image::BUSYBOX).await;
+    for number in 0..CROWD {
+        let pod = node.run_pod(pod(&format!("crowd-{number}"))).await;
+        pod.start(&sleeper()).await;
+    }
+    let mut times = numbers(&node.cri, CROWD).await;
+    times.print();
+    let slowest = times.at(PODS_STATS, 95);
+    let holds = verdict(slowest <= CROWD_BOUND);
+    println!("  ListPodSandboxStats p95 {slowest:.2} ms (bound {CROWD_BOUND}: {holds})");
+    tokio::time::sleep(GROWN_UP).await;
+    let used = || {
+        let seconds = node.metric("lapstrake_sampler_cpu_seconds_total").unwrap();
+        seconds.parse::<f64>().unwrap()
+    };
+    let (before, began) = (used(), Instant::now());
+    tokio::time::sleep(SAMPLED).await;
+    let share = (used() - before) / began.elapsed().as_secs_f64() * 100.0;
+    let holds = verdict(share <= SAMPLER_BOUND);
+    println!("  measuring them: {share:.2} % of a core (bound {SAMPLER_BOUND}: {holds})");
+    println!("  daemon PSS {} KiB", host::pss_kib(node.pid().unwrap()));
+    node.finish().await;
+}
+
+/// The time that the numbers of all containers take.
+async fn measure_ours() -> Duration {
     let ours = Node::with_busybox().await;
     let shims = || {
         let pids = ours.scope.pids(ours.pid()).into_iter();
         pids.filter(|pid| host::comm(*pid).starts_with("lapstrake-shim")).collect()
     };
-    measure("lapstrake", &ours.cri, ours.pid().unwrap(), &shims).await;
+    let numbers = measure("lapstrake", &ours.cri, ours.pid().unwrap(), &shims, "").await;
     ours.finish().await;
 
     for name in ["lapstrake", "lapstrake-shim", "lapstrake-oci", "lapstrake-bridge"] {
         let size = fs::metadata(e2e::node::binary(name)).unwrap().len();
         println!("{name:20} {:8.1} MiB on disk", size as f64 / f64::from(1 << 20));
     }
+    numbers
 }
 
-async fn measure(name: &str, cri: &Cri, daemon: i32, shims: &dyn Fn() -> Vec<i32>) {
+/// The median time that the numbers of all containers take. `parent`: a cgroup for the pods; containerd has numbers only
+/// of pods with one.
+async fn measure(
+    name: &str,
+    cri: &Cri,
+    daemon: i32,
+    shims: &dyn Fn() -> Vec<i32>,
+    parent: &str,
+) -> Duration {
     let mut times = Times::default();
     round(cri, "warm-up", &mut times).await;
     times.0.clear();
@@ -66,22 +136,28 @@ async fn measure(name: &str, cri: &Cri, daemon: i32, shims: &dyn Fn() -> Vec<i32
     times.print();
 
     let mut resident = Vec::new();
-    for number in 0..resident_pods() {
-        let pod = Pod::run(cri, pod(&format!("rest-{number}"))).await.expect("RunPodSandbox");
+    for number in 0..RESIDENT_PODS {
+        let mut spec = pod(&format!("rest-{number}"));
+        if !parent.is_empty() {
+            spec.linux().cgroup_parent = format!("{parent}/pod-{number}");
+        }
+        let pod = Pod::run(cri, spec).await.expect("RunPodSandbox");
         pod.start(&sleeper()).await;
         resident.push(pod);
     }
-    numbers(cri).await;
+    let mut asked = numbers(cri, RESIDENT_PODS).await;
+    asked.print();
     let shims = shims();
     let total: u64 = shims.iter().map(|it| host::pss_kib(*it)).sum();
-    let pods = resident_pods();
-    println!("  daemon PSS {} KiB with {pods} pods", host::pss_kib(daemon));
+    println!("  daemon PSS {} KiB with {RESIDENT_PODS} pods", host::pss_kib(daemon));
     println!("  daemon CPU {:.2} % of a core at rest", cpu_share(daemon).await * 100.0);
-    println!("  shim PSS   {} KiB per pod ({} processes)\n", total / pods as u64, shims.len());
+    let each = total / RESIDENT_PODS as u64;
+    println!("  shim PSS   {each} KiB per pod ({} processes)\n", shims.len());
     for pod in resident {
         pod.stop().await;
         pod.remove().await;
     }
+    Duration::from_secs_f64(asked.at(CONTAINERS_STATS, 50) / 1e3)
 }
 
 /// How much of a core a process uses when nobody asks it for anything: half a minute of it.
@@ -97,20 +173,23 @@ async fn cpu_share(pid: i32) -> f64 {
     (used() - before) / began.elapsed().as_secs_f64()
 }
 
+const CONTAINERS_STATS: &str = "1 ListContainerStats";
+const PODS_STATS: &str = "2 ListPodSandboxStats";
+
 /// Asks for the numbers of all containers and pods at rest.
-async fn numbers(cri: &Cri) {
+async fn numbers(cri: &Cri, pods: usize) -> Times {
     let mut times = Times::default();
     for _ in 0..ROUNDS {
         let ask = cri::ListContainerStatsRequest { filter: None };
         let mut runtime = cri.runtime.clone();
-        let stats = times.of("1 ListContainerStats", runtime.list_container_stats(ask)).await;
-        assert_eq!(stats.unwrap().into_inner().stats.len(), resident_pods());
+        let stats = times.of(CONTAINERS_STATS, runtime.list_container_stats(ask)).await;
+        assert_eq!(stats.unwrap().into_inner().stats.len(), pods);
         let ask = cri::ListPodSandboxStatsRequest { filter: None };
         let mut runtime = cri.runtime.clone();
-        let stats = times.of("2 ListPodSandboxStats", runtime.list_pod_sandbox_stats(ask)).await;
-        assert_eq!(stats.unwrap().into_inner().stats.len(), resident_pods());
+        let stats = times.of(PODS_STATS, runtime.list_pod_sandbox_stats(ask)).await;
+        assert_eq!(stats.unwrap().into_inner().stats.len(), pods);
     }
-    times.print();
+    times
 }
 
 async fn round(cri: &Cri, name: &str, times: &mut Times) {
@@ -142,12 +221,18 @@ struct Times(BTreeMap<&'static str, Vec<Duration>>);
 
 impl Times {
     fn print(&mut self) {
-        for (step, times) in &mut self.0 {
-            times.sort();
-            let at = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f64() * 1e3;
-            let (name, p50, p95, max) = (&step[2..], at(50), at(95), at(100));
-            println!("  {name:24} p50 {p50:8.2}  p95 {p95:8.2}  max {max:8.2}");
+        let steps: Vec<_> = self.0.keys().copied().collect();
+        for step in steps {
+            let [p50, p95, max] = [50, 95, 100].map(|share| self.at(step, share));
+            println!("  {:24} p50 {p50:8.2}  p95 {p95:8.2}  max {max:8.2}", &step[2..]);
         }
+    }
+
+    /// Milliseconds that so many of a hundred take at most.
+    fn at(&mut self, step: &'static str, share: usize) -> f64 {
+        let times = self.0.get_mut(step).unwrap();
+        times.sort();
+        times[(times.len() - 1) * share / 100].as_secs_f64() * 1e3
     }
 
     async fn of<T>(&mut self, step: &'static str, work: impl Future<Output = T>) -> T {

@@ -8,11 +8,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use e2e::pod::SOON;
-use e2e::{Node, Options, container, guest, host, http, image, pod, wait};
+use e2e::spdy::Asked;
+use e2e::{Node, Options, container, guest, host, http, image, pod, tls, wait};
 use serde_json::Value;
 use tonic::Request;
 
 use proto::cri::v1 as cri;
+
+const OUT: Asked = Asked { stdin: false, stdout: true, stderr: false, tty: false };
 
 /// A scrape a second, some rounds of rules, on a busy machine.
 const PROMETHEUS_LIMIT: Duration = Duration::from_secs(60);
@@ -82,6 +85,7 @@ async fn every_documented_family_is_served_and_has_counted_something() {
     let speaker = container("exec", image::BUSYBOX).shell("echo hello; sleep 1000");
     let exec = again.start(&speaker).await;
     assert_eq!(exec.try_exec(&["true"], 10).await.unwrap().exit_code, 0);
+    let session = exec.stream("sleep 1000", OUT).await;
     // One call is under way while the numbers are read.
     let waiting = tokio::spawn(async move { exec.try_exec(&["sleep", "60"], 100).await });
     let events =
@@ -129,7 +133,7 @@ async fn every_documented_family_is_served_and_has_counted_something() {
     let samples = samples(&served);
     assert_eq!(samples["lapstrake_recovered{kind=\"sandbox\"}"] as u32, 1);
     assert_eq!(samples["lapstrake_recovered{kind=\"container\"}"] as u32, 3);
-    drop(events);
+    drop((events, session));
     waiting.abort();
     node.finish().await;
 }
@@ -210,13 +214,7 @@ async fn without_the_token_there_is_nothing_to_see_and_with_tls_nothing_to_overh
     }
     node.finish().await;
 
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
-        .args(["-keyout", &at("key.pem"), "-out", &at("cert.pem"), "-days", "2"])
-        .args(["-subj", "/CN=node", "-addext", "subjectAltName=IP:127.0.0.1"])
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    tls::certificate(scratch.path());
     let config = format!(
         "[metrics]\ntls_certificate = {:?}\ntls_key = {:?}\n",
         at("cert.pem"),
@@ -448,45 +446,91 @@ async fn every_query_of_every_dashboard_shows_something_sane_in_a_real_prometheu
     node.finish().await;
 }
 
-/// Descriptors, threads and KiB of memory of a process.
-fn weight(pid: i32) -> (usize, usize, u64) {
+/// How long and at what pace a daemon is asked. `E2E_SOAK_SECONDS` makes an hour of what is some seconds in CI, with as
+/// many pods as a busy node has (`E2E_SOAK_PODS`) and a scraper that comes every second: `make soak-numbers`.
+struct Soak {
+    pods: usize,
+    /// Until caches, pools and the curves of the page are full; and then, while nothing may grow.
+    rounds: [usize; 2],
+    pace: Duration,
+}
+
+impl Soak {
+    fn wanted() -> Self {
+        let number = |name: &str| Some(std::env::var(name).ok()?.parse().expect("a whole number"));
+        match number("E2E_SOAK_SECONDS") {
+            None => Self { pods: 6, rounds: [60, 120], pace: Duration::ZERO },
+            Some(seconds) => Self {
+                pods: number("E2E_SOAK_PODS").unwrap_or(100),
+                rounds: [seconds / 4, seconds - seconds / 4],
+                pace: Duration::from_secs(1),
+            },
+        }
+    }
+}
+
+/// What a process weighs.
+#[derive(Debug)]
+struct Weight {
+    descriptors: usize,
+    threads: usize,
+    memory_kib: u64,
+}
+
+fn weight(pid: i32) -> Weight {
     let count = |dir: &str| fs::read_dir(format!("/proc/{pid}/{dir}")).unwrap().count();
-    (count("fd"), count("task"), host::pss_kib(pid))
+    Weight { descriptors: count("fd"), threads: count("task"), memory_kib: host::pss_kib(pid) }
+}
+
+/// Asks for everything that there is to be asked for.
+async fn ask(node: &Node, address: &str, pods: usize) {
+    for path in ["/metrics", "/metrics/pods", "/page.json", "/"] {
+        assert_eq!(http::request("GET", address, path, &[], &[]).status, 200);
+    }
+    let mut runtime = node.cri.newer_runtime.clone();
+    let request = cri::ListPodSandboxStatsRequest::default();
+    let stats = runtime.list_pod_sandbox_stats(request).await.unwrap();
+    assert_eq!(stats.into_inner().stats.len(), pods);
+    let request = cri::ListPodSandboxMetricsRequest {};
+    runtime.list_pod_sandbox_metrics(request).await.unwrap();
 }
 
 #[tokio::test]
 async fn being_asked_for_numbers_all_the_time_leaves_the_daemon_as_it_was() {
+    let Soak { pods, rounds, pace } = Soak::wanted();
     let node = Node::with_busybox().await;
-    for number in 0..6 {
+    for number in 0..pods {
         let pod = node.run_pod(pod(&format!("pod-{number}"))).await;
-        pod.start(&container("main", image::BUSYBOX).command(&["sleep", "1000"])).await;
+        pod.start(&container("main", image::BUSYBOX).command(&["sleep", "100000"])).await;
     }
     let address = address(&node);
-    let ask = |rounds: usize| {
-        let (node, address) = (&node, &address);
-        async move {
-            for _ in 0..rounds {
-                for path in ["/metrics", "/metrics/pods", "/page.json", "/"] {
-                    assert_eq!(http::request("GET", address, path, &[], &[]).status, 200);
-                }
-                let mut runtime = node.cri.newer_runtime.clone();
-                let request = cri::ListPodSandboxStatsRequest::default();
-                let stats = runtime.list_pod_sandbox_stats(request).await.unwrap();
-                assert_eq!(stats.into_inner().stats.len(), 6);
-                let request = cri::ListPodSandboxMetricsRequest {};
-                runtime.list_pod_sandbox_metrics(request).await.unwrap();
-            }
-        }
-    };
-    ask(60).await;
     let pid = node.pid().unwrap();
-    let before = weight(pid);
-    ask(120).await;
+    let mut weights = Vec::new();
+    for rounds in rounds {
+        for round in 0..rounds {
+            let next = tokio::time::Instant::now() + pace;
+            ask(&node, &address, pods).await;
+            if !pace.is_zero() && round % 60 == 0 {
+                let used = samples(&text(&node, "/metrics"));
+                let seconds = |name: &str| used[name];
+                println!(
+                    "{round} s: {:?}, CPU seconds {:.1}, of them the sampler's {:.1}",
+                    weight(pid),
+                    seconds("process_cpu_seconds_total"),
+                    seconds("lapstrake_sampler_cpu_seconds_total")
+                );
+            }
+            tokio::time::sleep_until(next).await;
+        }
+        weights.push(weight(pid));
+    }
+    let before = &weights[0];
     let after = wait::until("descriptors and threads are as before", SOON, || {
         let after = weight(pid);
         // A blocking worker may come or go.
-        (after.0 <= before.0 + 2 && after.1 <= before.1 + 4).then_some(after)
+        let same = after.descriptors <= before.descriptors + 2;
+        (same && after.threads <= before.threads + 4).then_some(after)
     });
-    assert!(after.2 < before.2 + 4096, "memory grew from {} to {} KiB", before.2, after.2);
+    assert!(after.memory_kib < before.memory_kib + 4096, "it grew: {before:?}, {after:?}");
     node.finish().await;
 }

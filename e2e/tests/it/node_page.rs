@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use e2e::browser::{self, Browser};
 use e2e::pod::SOON;
 use e2e::{Node, container, http, image, pod, wait};
 use serde_json::Value;
@@ -19,9 +20,8 @@ const HOSTILE: &str = "<img src=x onerror=document.title='owned'>";
 /// Runs Chromium on the page. `what`: what it is to do with it.
 fn chromium(address: &str, profile: &std::path::Path, what: &[&str]) -> String {
     let output = Command::new("timeout")
-        .args(["90", "chromium", "--headless=new", "--no-sandbox", "--disable-gpu"])
-        .args(["--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"])
-        .args(["--disable-component-update", "--hide-scrollbars", "--virtual-time-budget=4000"])
+        .args(["90", "chromium", "--virtual-time-budget=4000"])
+        .args(browser::FLAGS)
         .arg(format!("--user-data-dir={}", profile.display()))
         .args(what)
         .arg(format!("http://{address}/"))
@@ -90,5 +90,59 @@ async fn the_page_shows_the_node_and_runs_no_name_of_a_pod() {
             }
         }
     }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn everything_on_the_page_is_reached_and_opened_by_keys_alone() {
+    if left_to_the_host("the page (chromium)") {
+        return;
+    }
+    let node = Node::with_busybox().await;
+    for name in ["web", "database"] {
+        let pod = node.run_pod(pod(name)).await;
+        pod.start(&container("main", image::BUSYBOX).command(&["sleep", "1000"])).await;
+    }
+    let mut page = Browser::open(&format!("http://{}/", address(&node)));
+    page.until("document.querySelectorAll('#pods details').length === 2");
+
+    // A slash goes to the filter and is not typed into it; one pod that fits is opened.
+    page.press(browser::SLASH);
+    page.until("document.activeElement.id === 'filter'");
+    assert_eq!(page.value("document.activeElement.value"), "");
+    page.type_text("database");
+    page.until("document.querySelectorAll('#pods details').length === 1");
+    page.until("document.querySelector('#pods details[open]').textContent.includes('database')");
+    page.press(browser::ESCAPE);
+    page.until("document.querySelectorAll('#pods details').length === 2");
+    assert_eq!(page.value("document.activeElement === document.body"), true);
+
+    // From the top, key by key: each stop can be seen, and nothing is a trap.
+    page.value("document.querySelectorAll('#pods details').forEach(it => it.open = false)");
+    page.value("document.activeElement.blur(), window.getSelection().removeAllRanges()");
+    let mut stops = Vec::new();
+    while stops.last() != Some(&"events".to_owned()) {
+        assert!(stops.len() < 12, "{stops:?}");
+        page.press(browser::TAB);
+        let stop = "document.activeElement.id || document.activeElement.tagName.toLowerCase()";
+        stops.push(page.value(stop).as_str().unwrap().to_owned());
+        let outline = page.value("getComputedStyle(document.activeElement).outlineStyle");
+        assert_eq!(outline, "solid", "the focus on {:?} can be seen", stops.last());
+        if stops.last() == Some(&"summary".to_owned()) {
+            page.press(browser::ENTER);
+            page.until("document.activeElement.parentElement.open");
+        }
+    }
+    let stops: Vec<&str> = stops.iter().map(String::as_str).filter(|it| *it != "filter").collect();
+    assert_eq!(stops, ["summary", "summary", "slow", "events"]);
+
+    // New data leaves open what is open, and the focus where it is.
+    page.value("document.querySelector('#pods summary').focus()");
+    let focus = "document.activeElement.closest('details').dataset.id";
+    let before = page.value(focus);
+    page.value("load()");
+    assert_eq!(page.value(focus), before);
+    assert_eq!(page.value("document.querySelectorAll('#pods details[open]').length"), 2);
+    drop(page);
     node.finish().await;
 }

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use e2e::pod::SOON;
 use e2e::spdy::{Asked, Command, Got, Spdy};
-use e2e::{Container, Node, Options, container, image, pod};
+use e2e::{Container, Node, Options, container, flood, image, pod, tls, wait};
+use tokio::net::{TcpListener, UnixStream};
 use tonic::Code;
 
+use crate::metrics::left_to_the_host;
 use crate::refused::refused;
 
 const ALL: Asked = Asked { stdin: true, stdout: true, stderr: true, tty: false };
@@ -16,6 +19,11 @@ const TTY: Asked = Asked { stdin: true, stdout: true, stderr: false, tty: true }
 /// Waits until its terminal has that size, says so, and repeats what it gets.
 fn on_size(size: &str) -> String {
     format!("until [ \"$(stty size)\" = '{size}' ]; do sleep 0.05; done; stty size; exec cat")
+}
+
+/// For the long runs that CI has no time for.
+fn from_environment(name: &str, otherwise: usize) -> usize {
+    std::env::var(name).map_or(otherwise, |it| it.parse().expect("a whole number"))
 }
 
 async fn sleeping() -> (Node, Container) {
@@ -100,15 +108,48 @@ async fn a_url_works_once() {
 
 #[tokio::test]
 async fn dropped_sessions_end_their_commands_and_leave_nothing() {
-    let (node, container) = sleeping().await;
-    for round in 0..40 {
-        let asked = if round % 2 == 0 { ALL } else { TTY };
-        let mut command = container.stream("trap '' HUP; echo up; sleep 7001", asked).await;
-        command.until("up").await;
-        drop(command);
+    let node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("pod")).await;
+    let container = pod.start(&container("main", image::BUSYBOX).shell("sleep 1000")).await;
+    let round = async |number: usize| match number % 4 {
+        0 | 1 => {
+            let asked = if number.is_multiple_of(2) { ALL } else { TTY };
+            let mut command = container.stream("trap '' HUP; echo up; sleep 7001", asked).await;
+            command.until("up").await;
+        }
+        2 => drop(container.attach(OUT).await),
+        _ => {
+            let url = pod.try_forward_url(&[]).await.unwrap();
+            let mut session = Spdy::dial(&url, "portforward.k8s.io").await.unwrap();
+            ask(&mut session, 81, number, "nobody listens\n").await;
+        }
+    };
+    // One that stays, and with it the process that serves all.
+    let mut kept = container.stream("cat", ALL).await;
+    for number in 0..8 {
+        round(number).await;
     }
-    let left = "n=0; while ps -o args | grep -q '[s]leep 7001'; do sleep 0.1; done; echo none";
-    assert_eq!(container.shell(left).await, "none");
+    let descriptors = || {
+        let of = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        let processes = node.streaming_processes();
+        assert_eq!(processes.len(), 1);
+        (of(processes[0]), of(node.shim_of(&pod)))
+    };
+    let alone = || {
+        let one = node.metric("lapstrake_streaming_sessions").as_deref() == Some("1");
+        one.then(descriptors)
+    };
+    let ended = "while ps -o args | grep -q '[s]leep 7001'; do sleep 0.1; done; echo none";
+    assert_eq!(container.shell(ended).await, "none");
+    let before = wait::until("one session", SOON, alone);
+    for number in 0..from_environment("E2E_SESSIONS", 40) {
+        round(number).await;
+    }
+    assert_eq!(container.shell(ended).await, "none");
+    wait::until("descriptors as before", SOON, || (alone()? <= before).then_some(()));
+    kept.send("still here").await;
+    kept.until("still here").await;
+    drop(kept);
     node.finish().await;
 }
 
@@ -186,16 +227,22 @@ async fn a_container_with_a_terminal_is_attached_to() {
     node.finish().await;
 }
 
-/// One connection over a session; its error and data stream.
+/// One connection over a session, which says one thing; its error and data stream.
 async fn ask(session: &mut Spdy, port: u16, request: usize, text: &str) -> [u32; 2] {
+    let ids = open(session, port, request).await;
+    session.writer.send(ids[1], text.as_bytes()).await;
+    session.writer.finish(ids[1]).await;
+    ids
+}
+
+/// One connection over a session; its error and data stream.
+async fn open(session: &mut Spdy, port: u16, request: usize) -> [u32; 2] {
     let (port, request) = (port.to_string(), request.to_string());
     let mut ids = [0; 2];
     for (id, kind) in ids.iter_mut().zip(["error", "data"]) {
         let headers = [("streamtype", kind), ("port", &*port), ("requestid", &*request)];
         *id = session.writer.open(&headers).await;
     }
-    session.writer.send(ids[1], text.as_bytes()).await;
-    session.writer.finish(ids[1]).await;
     ids
 }
 
@@ -234,6 +281,23 @@ async fn ports_of_loopback_are_reached_many_at_once_and_one_error_is_its_own() {
         }
     }
     drop(session);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_goes_through_a_forwarded_port_comes_back_whole() {
+    let node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("pod")).await;
+    let script = "nc -ll -p 81 -e cat & while ! netstat -ltn | grep -q ':81 '; do sleep 0.05; done
+        echo ready; sleep 1000";
+    pod.start(&container("main", image::BUSYBOX).shell(script)).await.wait_for_log("ready");
+    let url = pod.try_forward_url(&[81]).await.unwrap();
+    let mut session = Spdy::dial(&url, "portforward.k8s.io").await.unwrap();
+    let [_, data] = open(&mut session, 81, 0).await;
+    let (socket, early) = session.into_std();
+    let total = from_environment("E2E_FORWARD_MIB", 48) << 20;
+    let sent = move || flood::through(&socket, &early, (data, data), total);
+    assert_eq!(tokio::task::spawn_blocking(sent).await.unwrap(), total);
     node.finish().await;
 }
 
@@ -328,4 +392,79 @@ async fn a_client_that_does_not_read_stops_its_command_and_nothing_else() {
     );
     drop(stalled);
     node.finish().await;
+}
+
+#[tokio::test]
+async fn a_session_with_tls_goes_on_while_the_daemon_is_killed_and_started_again() {
+    if left_to_the_host("sessions with TLS (openssl)") {
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    tls::certificate(files.path());
+    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| files.path().join(name));
+    let config = format!("[streaming]\ntls_certificate = {certificate:?}\ntls_key = {key:?}\n");
+    let mut node = Node::start_with(Options { config, ..Options::default() }).await;
+    node.import(&image::busybox(), image::BUSYBOX).await;
+    let pod = node.run_pod(pod("pod")).await;
+    let container = pod.start(&container("main", image::BUSYBOX).shell("sleep 1000")).await;
+    let stream = async |script: &str| {
+        let url = container.try_exec_url(&["sh", "-c", script], ALL).await.unwrap();
+        Command::dial(&tls::plain(&url, &certificate).await, ALL).await
+    };
+    let mut command = stream("while read line; do echo got $line; done; exit 5").await;
+    command.send("before\n").await;
+    command.until("got before").await;
+    node.kill9();
+    command.send("without a daemon\n").await;
+    command.until("got without a daemon").await;
+    node.spawn().await;
+    let mut other = stream("read line; echo new $line").await;
+    other.send("generation\n").await;
+    assert_eq!(other.end().await.stdout, "new generation\n");
+    command.send("after\n").await;
+    command.until("got after").await;
+    command.finish_input().await;
+    assert_eq!(command.end().await.code(), 5);
+    node.finish().await;
+}
+
+/// A plain URL that leads, once, to the same place as one of a unix socket.
+async fn plain(url: &str, socket: &std::path::Path) -> String {
+    let path = url.strip_prefix("http+unix://").expect("a URL of a unix socket");
+    let path = path[path.find('/').unwrap()..].to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut server = UnixStream::connect(socket).await.unwrap();
+    tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+    });
+    format!("http://{address}{path}")
+}
+
+#[tokio::test]
+async fn sessions_come_over_a_unix_socket_of_each_daemon_in_turn() {
+    let scratch = tempfile::tempdir().unwrap();
+    let socket = scratch.path().join("streaming.sock");
+    let config = format!("[streaming]\nlisten = \"unix://{}\"\n", socket.display());
+    let mut node = Node::start_with(Options { config, ..Options::default() }).await;
+    node.import(&image::busybox(), image::BUSYBOX).await;
+    let pod = node.run_pod(pod("pod")).await;
+    let container = pod.start(&container("main", image::BUSYBOX).shell("sleep 1000")).await;
+    let stream = async |script: &str| {
+        let url = container.try_exec_url(&["sh", "-c", script], ALL).await.unwrap();
+        Command::dial(&plain(&url, &socket).await, ALL).await
+    };
+    let mut command = stream("cat; exit 3").await;
+    command.send("one").await;
+    command.until("one").await;
+    assert!(node.stop().success());
+    node.spawn().await;
+    assert_eq!(stream("echo new").await.end().await.stdout, "new\n");
+    command.send(" two").await;
+    command.finish_input().await;
+    let end = command.end().await;
+    assert_eq!((&*end.stdout, end.code()), ("one two", 3));
+    node.finish().await;
+    assert!(!socket.exists(), "the socket goes with its process");
 }
