@@ -92,7 +92,7 @@ async fn a_profile_of_the_node_confines_by_its_name_and_the_newer_field_wins() {
 async fn confined_node() -> Option<(Node, Pod)> {
     let switch = fs::read_to_string("/sys/module/apparmor/parameters/enabled");
     if !switch.is_ok_and(|it| it.trim() == "Y") {
-        println!("SKIPPED: this kernel has no AppArmor; the vm ring's has");
+        eprintln!("SKIPPED: this kernel has no AppArmor; the vm ring's has");
         return None;
     }
     let node = Node::with_busybox().await;
