@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::fetch::Source;
 use crate::layer::archive::{Archive, ArchiveError, Kind};
 use crate::manifest::{self, Descriptor, Document, ImageConfig, Platform, json};
+use crate::pull::admit;
 use crate::pull::progress::PullStage;
 use crate::pull::{gather, layers};
 use crate::reference::Reference;
@@ -59,6 +60,7 @@ pub(crate) async fn import(
         blocking("reading an archive", move || Ok((plan(&members, name.as_ref())?, spool))).await?;
     let mut imported = Vec::new();
     for image in plan {
+        admit::admit_import(&core.config, &image.fresh)?;
         let source = |at: usize| Source::File(image.files[at].clone());
         let of = image.fresh.tags.first().map_or_else(|| image.fresh.id.to_string(), String::clone);
         let tracked = core.progress.begin(of.clone());
@@ -378,11 +380,20 @@ fn layout_image(members: &Members, offer: &Descriptor, saved: &[Saved]) -> Resul
             }
         }
     };
-    let id = manifest.config.digest.clone();
-    let config_bytes = members.blob(&id)?;
-    let config = ImageConfig::parse(&config_bytes)
-        .and_then(|config| manifest.check(&config).map(|()| config))
-        .map_err(at)?;
+    let (id, config_bytes, config) = match manifests.last() {
+        // As when it is pulled: an artifact has nothing to run.
+        Some(last) if manifest.is_artifact() => {
+            (last.digest.clone(), last.bytes.clone(), ImageConfig::of_artifact())
+        }
+        Some(_) | None => {
+            let id = manifest.config.digest.clone();
+            let bytes = members.blob(&id)?;
+            let config = ImageConfig::parse(&bytes)
+                .and_then(|config| manifest.check(&config).map(|()| config))
+                .map_err(at)?;
+            (id, bytes, config)
+        }
+    };
     let files = manifest
         .layers
         .iter()

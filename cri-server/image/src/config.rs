@@ -33,6 +33,8 @@ pub struct Config {
     pub progress_timeout: Duration,
     /// Bytes that count as progress within [`Config::progress_timeout`].
     pub progress_floor: u64,
+    /// A partial download older than this belongs to a pull that nobody repeats, and goes.
+    pub partial_age_max: Duration,
     /// What a layer may ask of this node.
     pub limits: Limits,
     /// Tests only: the step at which the process kills itself.
@@ -71,6 +73,8 @@ impl Config {
             progress_timeout: Duration::from_secs(300),
             // About 1.7 kB/s: slower than any link that could ever finish a layer.
             progress_floor: 512 * 1024,
+            // A kubelet repeats a failed pull every five minutes, people the next morning.
+            partial_age_max: Duration::from_secs(24 * 3600),
             limits: Limits::default(),
             die_at: None,
             observe: Observe::default(),

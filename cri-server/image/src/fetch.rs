@@ -13,7 +13,7 @@ use crate::error::{Error, is_full};
 use crate::flight::Landed;
 use crate::layer::settle::SettleError;
 use crate::layer::{self, Job, Made, UnpackError, inventory};
-use crate::pull::arrivals::{self, Arrival};
+use crate::pull::arrivals::{self, Arrival, Ticket};
 use crate::registry::Session;
 use crate::service::Core;
 use crate::store::blob::Blob;
@@ -37,7 +37,8 @@ pub(crate) struct Wanted {
 /// Where its bytes are.
 #[derive(Clone)]
 pub(crate) enum Source {
-    Registry(Arc<Session>),
+    /// With the addresses that the manifest names besides.
+    Registry(Arc<Session>, Vec<String>),
     File(PathBuf),
 }
 
@@ -52,6 +53,8 @@ enum Phase {
     Unpacked {
         staging: Staging,
         made: Made,
+        /// Keeps the compressed layer until the image is complete.
+        _ticket: Option<Ticket>,
     },
     Settled {
         staging: Staging,
@@ -130,7 +133,7 @@ impl Ready {
     fn settle(&self, below: &[Arc<Ready>]) -> Result<bool, Error> {
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         let (staging, made) = match std::mem::replace(&mut *phase, Phase::Spoiled) {
-            Phase::Unpacked { staging, made } => (staging, made),
+            Phase::Unpacked { staging, made, .. } => (staging, made),
             other => {
                 let fresh = !matches!(other, Phase::Shelved { .. });
                 *phase = other;
@@ -223,47 +226,47 @@ async fn make(core: Arc<Core>, wanted: Wanted, source: Source) -> Result<Arc<Rea
     // The semaphore is never closed.
     let _permit = core.permits.acquire().await;
     core.step("layer begun");
-    let (staging, made) = match (&source, &wanted.blob) {
+    let (staging, made, ticket) = match (&source, &wanted.blob) {
         (Source::File(path), _) => from_file(&core, &wanted, path).await?,
-        (Source::Registry(session), Some((digest, size))) => {
+        (Source::Registry(session, elsewhere), Some((digest, size))) => {
             let kept = core.layout.blob(digest);
             if kept.is_file() {
                 from_file(&core, &wanted, &kept).await?
             } else {
-                from_registry(&core, &wanted, session, (digest, *size)).await?
+                from_registry(&core, &wanted, session, (digest, *size, elsewhere)).await?
             }
         }
-        (Source::Registry(_), None) => return Err(wanted.bad("no manifest names it".into())),
+        (Source::Registry(..), None) => return Err(wanted.bad("no manifest names it".into())),
     };
     let directory = staging.open()?;
     let chain = wanted.chain.clone();
-    let phase = Mutex::new(Phase::Unpacked { staging, made });
+    let phase = Mutex::new(Phase::Unpacked { staging, made, _ticket: ticket });
     let ready = Arc::new(Ready { wanted, directory, phase });
     core.announce(&chain, &ready);
     core.step("unpacked");
     Ok(ready)
 }
 
-async fn from_file(
-    core: &Arc<Core>,
-    wanted: &Wanted,
-    path: &Path,
-) -> Result<(Staging, Made), Error> {
+async fn from_file(core: &Arc<Core>, wanted: &Wanted, path: &Path) -> Result<Fetched, Error> {
     let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
     let stop = Stop::default();
     let unpacking = unpack(core, wanted, Box::new(file), (Arc::clone(&stop.flag), || {}))?;
-    landed(unpacking.await, wanted)
+    let (staging, made) = landed(unpacking.await, wanted)?;
+    Ok((staging, made, None))
 }
+
+/// What a layer was made into, and the hold on what it was made of.
+type Fetched = (Staging, Made, Option<Ticket>);
 
 async fn from_registry(
     core: &Arc<Core>,
     wanted: &Wanted,
     session: &Arc<Session>,
-    (digest, size): (&Digest, u64),
-) -> Result<(Staging, Made), Error> {
+    (digest, size, elsewhere): (&Digest, u64, &[String]),
+) -> Result<Fetched, Error> {
     let (mut spoiled, mut joins) = (false, 0);
     loop {
-        let ticket = arrivals::join(core, session, (digest, size))?;
+        let ticket = arrivals::join(core, session, (digest, size, elsewhere))?;
         match along(core, wanted, &ticket.arrival).await {
             // What an earlier, broken pull left may itself be the fault; so may what another began.
             Err(Error::Verification { .. } | Error::BadLayer { .. })
@@ -274,11 +277,11 @@ async fn from_registry(
             }
             // The one who began it had other credentials, or was cancelled.
             Err(_) if !ticket.own && joins < JOINS_MAX => joins += 1,
-            Ok(made) => {
+            Ok((staging, made)) => {
                 if core.config.keep_blobs {
                     keep(&core.layout.blob(digest), ticket.arrival.blob.path())?;
                 }
-                return Ok(made);
+                return Ok((staging, made, Some(ticket)));
             }
             Err(e) => return Err(e),
         }

@@ -18,6 +18,7 @@ mod mount;
 mod observe;
 mod policy;
 mod pull;
+mod quota;
 mod reference;
 mod registry;
 mod service;

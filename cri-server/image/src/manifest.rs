@@ -18,6 +18,9 @@ pub(crate) struct Descriptor {
     pub(crate) platform: Option<Platform>,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) annotations: BTreeMap<String, String>,
+    /// Where else it may be had: layers that must not be pushed to a registry.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) urls: Vec<String>,
 }
 
 /// What a node is, or what an image was built for.
@@ -281,6 +284,11 @@ impl Manifest {
 }
 
 impl ImageConfig {
+    /// An artifact says nothing about how to run it.
+    pub(crate) fn of_artifact() -> ImageConfig {
+        ImageConfig { platform: Platform::here(), ..ImageConfig::default() }
+    }
+
     pub(crate) fn parse(bytes: &[u8]) -> Result<ImageConfig, ManifestError> {
         let raw: RawImage = json(bytes)?;
         let config = raw.config;
@@ -381,6 +389,7 @@ mod tests {
                 variant: variant.into(),
             }),
             annotations: BTreeMap::new(),
+            urls: Vec::new(),
         }
     }
 

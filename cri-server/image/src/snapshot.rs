@@ -10,9 +10,11 @@ use std::sync::PoisonError;
 
 use crate::digest::{ChainId, ImageId};
 use crate::error::Error;
+use crate::layer::Usage;
 use crate::service::Core;
 use crate::store::layout;
 use crate::store::shelf::{Hold, Kept};
+use crate::weigh::weigh;
 
 /// What an overlay mount of a container is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,10 @@ pub(crate) fn prepare(core: &Core, id: &str, image: &ImageId) -> Result<Snapshot
     layout::remove_tree(&result.work)?;
     make(&result.work)?;
     make(&result.upper)?;
+    if let Some(quota) = &core.quota {
+        // Without a project of its own, what it writes is found out by a walk.
+        let _ = quota.begin([&result.upper, &result.work]);
+    }
     // The root of the mount shows the attributes of `upper`.
     like(&result.upper, &result.lowers[0])?;
     keep(core, id, PIN.to_owned(), hold);
@@ -72,9 +78,38 @@ pub(crate) fn find(core: &Core, id: &str) -> Result<Snapshot, Error> {
     Ok(snapshot(&directory, if lowers.is_empty() { vec![core.layout.empty()] } else { lowers }))
 }
 
+/// Limits what a prepared container may write; whether the kernel sees to it.
+pub(crate) fn limit(core: &Core, id: &str, bytes: u64) -> Result<bool, Error> {
+    let Some(quota) = &core.quota else { return Ok(false) };
+    let upper = directory(core, id)?.join("upper");
+    quota.limit(&upper, bytes).map_err(|e| Error::io("limit the size of", &upper, e))
+}
+
+/// What a prepared container has written. At once where the kernel counts it.
+pub(crate) fn usage(core: &Core, id: &str) -> io::Result<Usage> {
+    let directory = core.layout.containers().join(id);
+    let upper = directory.join("upper");
+    let counted = match &core.quota {
+        Some(quota) => quota.usage(&upper)?,
+        None => None,
+    };
+    let Some(all) = counted else { return weigh(&upper) };
+    // What overlayfs keeps beside it, a few directories, is the project's too.
+    let beside = weigh(&directory.join("work"))?;
+    Ok(Usage {
+        bytes: all.bytes.saturating_sub(beside.bytes),
+        inodes: all.inodes.saturating_sub(beside.inodes),
+    })
+}
+
 pub(crate) fn discard(core: &Core, id: &str) -> Result<(), Error> {
     let directory = directory(core, id)?;
+    let quota = core.quota.as_ref();
+    let project = quota.and_then(|quota| quota.project_of(&directory.join("upper")).ok());
     layout::remove_tree(&directory)?;
+    if let Some((quota, project)) = quota.zip(project) {
+        quota.end(project);
+    }
     let pins = core.pins.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     // Every hold is released, also when one of them fails.
     let released: Vec<Result<(), Error>> =

@@ -626,12 +626,8 @@ fn at(name: &[u8], reason: &'static str) -> WriteError {
     WriteError::Entry { name: quote(name), reason }
 }
 
-fn io_at<E: Into<io::Error>>(
-    action: &'static str,
-    name: &[u8],
-) -> impl FnOnce(E) -> WriteError + use<E> {
-    let name = quote(name);
-    move |source| WriteError::Io { action, name, source: source.into() }
+fn io_at<E: Into<io::Error>>(action: &'static str, name: &[u8]) -> impl FnOnce(E) -> WriteError {
+    move |source| WriteError::Io { action, name: quote(name), source: source.into() }
 }
 
 /// Both kinds of system errors as a member's failure.
@@ -640,10 +636,7 @@ struct Fault<'a> {
 }
 
 impl Fault<'_> {
-    fn of<E: Into<io::Error>>(
-        &self,
-        action: &'static str,
-    ) -> impl FnOnce(E) -> WriteError + use<E> {
+    fn of<E: Into<io::Error>>(&self, action: &'static str) -> impl FnOnce(E) -> WriteError {
         io_at(action, self.name)
     }
 }

@@ -87,18 +87,37 @@ struct RawRequirement {
 const FILE_MAX: usize = 4 << 20;
 /// Images of a registry are this transport's.
 const TRANSPORT: &str = "docker";
+/// Images of an archive, of either form, are this one's: it has no scopes but the empty one.
+const TRANSPORT_ARCHIVE: &str = "docker-archive";
 
 /// The requirements of the first of `files` that exists; `None`: no policy, everything may come in.
 pub(crate) fn requirements(
     files: &[PathBuf],
     reference: &Reference,
 ) -> Result<Option<Requirements>, Error> {
+    read(files, reference, |bytes| chosen(bytes, reference))
+}
+
+/// The same for an image out of an archive. Where the policy says nothing about archives, an image
+/// must fulfil what it would have to under its name in a registry.
+pub(crate) fn requirements_of_archive(
+    files: &[PathBuf],
+    reference: &Reference,
+) -> Result<Option<Requirements>, Error> {
+    read(files, reference, |bytes| chosen_of_archive(bytes, reference))
+}
+
+fn read(
+    files: &[PathBuf],
+    reference: &Reference,
+    chosen: impl Fn(&[u8]) -> Result<Vec<RawRequirement>, String>,
+) -> Result<Option<Requirements>, Error> {
     for path in files {
         let bytes = match std::fs::read(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             bytes => bytes.map_err(|e| Error::io("read", path, e))?,
         };
-        let all = chosen(&bytes, reference).and_then(|raw| raw.iter().map(requirement).collect());
+        let all = chosen(&bytes).and_then(|raw| raw.iter().map(requirement).collect());
         let all = all.map_err(|reason| Error::Signature {
             reference: reference.to_string(),
             policy: path.clone(),
@@ -135,18 +154,36 @@ pub(crate) fn describe(config: &crate::config::Config, reference: &Reference) ->
 
 /// What the file says about `reference`: its most exact scope.
 fn chosen(bytes: &[u8], reference: &Reference) -> Result<Vec<RawRequirement>, String> {
-    if bytes.len() > FILE_MAX {
-        return Err(format!("the policy is larger than {FILE_MAX} bytes"));
+    File::parse(bytes)?.chosen(reference)
+}
+
+fn chosen_of_archive(bytes: &[u8], reference: &Reference) -> Result<Vec<RawRequirement>, String> {
+    let mut file = File::parse(bytes)?;
+    let mut scopes = file.transports.remove(TRANSPORT_ARCHIVE).unwrap_or_default();
+    match scopes.remove("") {
+        Some(list) if !list.is_empty() => Ok(list),
+        Some(_) | None => file.chosen(reference),
     }
-    let mut file: File =
-        serde_json::from_slice(bytes).map_err(|e| format!("the policy cannot be read: {e}"))?;
-    let mut scopes = file.transports.remove(TRANSPORT).unwrap_or_default();
-    let found = scopes_of(reference).into_iter().find_map(|scope| scopes.remove(&scope));
-    let list = found.unwrap_or(file.default);
-    if list.is_empty() {
-        return Err("the policy has an empty list of requirements for it".into());
+}
+
+impl File {
+    fn parse(bytes: &[u8]) -> Result<File, String> {
+        if bytes.len() > FILE_MAX {
+            return Err(format!("the policy is larger than {FILE_MAX} bytes"));
+        }
+        serde_json::from_slice(bytes).map_err(|e| format!("the policy cannot be read: {e}"))
     }
-    Ok(list)
+
+    fn chosen(self, reference: &Reference) -> Result<Vec<RawRequirement>, String> {
+        let mut file = self;
+        let mut scopes = file.transports.remove(TRANSPORT).unwrap_or_default();
+        let found = scopes_of(reference).into_iter().find_map(|scope| scopes.remove(&scope));
+        let list = found.unwrap_or(file.default);
+        if list.is_empty() {
+            return Err("the policy has an empty list of requirements for it".into());
+        }
+        Ok(list)
+    }
 }
 
 /// From the whole name up to the transport's own default, which is the empty scope.
@@ -257,6 +294,24 @@ mod tests {
         ] {
             assert_eq!(kind(policy, name), expect, "{name}");
         }
+    }
+
+    #[test]
+    fn an_archive_is_judged_as_one_where_the_policy_knows_archives() {
+        let reference = Reference::parse("r.example/app:v").unwrap();
+        let kind = |policy: &str| {
+            let list = chosen_of_archive(policy.as_bytes(), &reference).unwrap();
+            list[0].kind.clone()
+        };
+        let policy = |archive: &str| {
+            format!(
+                r#"{{"default": [{{"type": "insecureAcceptAnything"}}], "transports": {{
+                "docker": {{"r.example": [{{"type": "reject"}}]}}{archive}}}}}"#
+            )
+        };
+        assert_eq!(kind(&policy("")), "reject");
+        let accepts = r#", "docker-archive": {"": [{"type": "insecureAcceptAnything"}]}"#;
+        assert_eq!(kind(&policy(accepts)), "insecureAcceptAnything");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::policy::signature::{self, Attached};
 use crate::policy::{self, Requirement, Requirements};
 use crate::reference::Reference;
 use crate::registry::Session;
+use crate::service::commit::Fresh;
 
 /// Signatures that were found good, so that a repeated pull need not fetch them again. Each is
 /// named by everything that went into the decision.
@@ -23,6 +24,8 @@ pub(crate) struct Seen {
 
 /// More than the images of a node; beyond it all are checked again.
 const SEEN_MAX: usize = 4096;
+/// Stands for an image that an archive gives no name.
+const NAMELESS: &str = "nameless.invalid/archive";
 /// Signatures of one image; an image that is signed by everybody is signed by nobody.
 const SIGNATURES_MAX: usize = 32;
 
@@ -73,6 +76,43 @@ pub(crate) async fn admit(
                 }
                 seen.remember(name);
             }
+        }
+    }
+    Ok(())
+}
+
+/// The same for an image out of an archive, where no signature can be found. Its own id counts as one
+/// of its digests: an archive need not hold a manifest.
+pub(crate) fn admit_import(config: &Config, fresh: &Fresh) -> Result<(), Error> {
+    let manifests = fresh.manifests.iter().map(|one| one.digest.clone());
+    let digests: Vec<Digest> = manifests.chain([fresh.id.clone()]).collect();
+    let mut names = Vec::new();
+    for name in fresh.tags.iter().chain(&fresh.digests) {
+        names.push(crate::service::parse(name)?);
+    }
+    if names.is_empty() {
+        // What every image must fulfil holds for one without a name too.
+        names.push(crate::service::parse(NAMELESS)?);
+    }
+    for reference in &names {
+        listed(config, reference, &digests)?;
+        let Some(found) = policy::requirements_of_archive(&config.policy, reference)? else {
+            continue;
+        };
+        let refusal = found.all.iter().find_map(|requirement| {
+            match requirement {
+            Requirement::Accept => None,
+            Requirement::Reject(reason) => Some(reason.clone()),
+            Requirement::Signed { .. } => Some(
+                "the policy asks for a signature, which an archive does not bring: pull the image, \
+                 or accept archives under the transport docker-archive"
+                    .to_owned(),
+            ),
+        }
+        });
+        if let Some(reason) = refusal {
+            let (reference, policy) = (reference.to_string(), found.file);
+            return Err(Error::Signature { reference, policy, reason });
         }
     }
     Ok(())

@@ -35,13 +35,15 @@ pub(crate) struct Arrival {
     pub(crate) blob: Arc<Blob>,
     /// It began with what an earlier download left.
     pub(crate) continued: bool,
+    size: u64,
+    session: Arc<Session>,
     outcome: watch::Receiver<Option<Result<(), Error>>>,
     task: AbortHandle,
-    keep: Arc<AtomicBool>,
     spoiled: AtomicBool,
 }
 
-/// Interest in a download.
+/// Interest in a download: while the layer is made of it, and until the whole image is there, so
+/// that a pull that fails at one layer leaves the others to the next.
 pub(crate) struct Ticket {
     core: Arc<Core>,
     digest: Digest,
@@ -68,6 +70,11 @@ impl Arrivals {
         self.lock().get(digest).map(|entry| entry.arrival.blob.bytes())
     }
 
+    /// Whether a blob whose digest has these digits is being downloaded or used.
+    pub(crate) fn has(&self, hex: &str) -> bool {
+        self.lock().keys().any(|digest| digest.hex() == hex)
+    }
+
     /// From now on partial downloads stay on disk.
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
@@ -82,7 +89,7 @@ impl Arrivals {
 pub(crate) fn join(
     core: &Arc<Core>,
     session: &Arc<Session>,
-    (digest, size): (&Digest, u64),
+    (digest, size, elsewhere): (&Digest, u64, &[String]),
 ) -> Result<Ticket, Error> {
     let ticket = |arrival, own| {
         let (core, digest) = (Arc::clone(core), digest.clone());
@@ -96,7 +103,7 @@ pub(crate) fn join(
             return Ok(ticket(Arc::clone(&entry.arrival), false));
         }
         // Whoever still has a ticket of it reads from its own descriptor.
-        if !entry.arrival.keep.load(Ordering::Relaxed) {
+        if !entry.arrival.is_worth_keeping() {
             layout::remove_file(&path)?;
         }
         open.remove(digest);
@@ -109,18 +116,18 @@ pub(crate) fn join(
     }
     let continued = blob.bytes() > 0;
     let (landed, outcome) = watch::channel(None);
-    let keep = Arc::new(AtomicBool::new(false));
     let task = {
         let (core, session) = (Arc::clone(core), Arc::clone(session));
-        let (blob, keep, digest) = (Arc::clone(&blob), Arc::clone(&keep), digest.clone());
+        let (blob, digest, elsewhere) = (Arc::clone(&blob), digest.clone(), elsewhere.to_vec());
         tokio::spawn(async move {
-            let result = download::download(&core, &session, (&digest, size), &blob).await;
+            let what = (&digest, size, elsewhere.as_slice());
+            let result = download::download(&core, &session, what, &blob).await;
             match &result {
                 Ok(()) => blob.complete(),
                 Err(e) => {
-                    let worth = e.kind() == ErrorKind::RegistryUnavailable
-                        && blob.bytes() >= KEEP_PARTIAL_MIN;
-                    keep.store(worth, Ordering::Relaxed);
+                    if e.kind() == ErrorKind::RegistryUnavailable {
+                        session.give_up();
+                    }
                     blob.abort();
                 }
             }
@@ -129,7 +136,9 @@ pub(crate) fn join(
         .abort_handle()
     };
     let spoiled = AtomicBool::new(false);
-    let arrival = Arc::new(Arrival { blob, continued, outcome, task, keep, spoiled });
+    let session = Arc::clone(session);
+    let arrival = Arrival { blob, continued, size, session, outcome, task, spoiled };
+    let arrival = Arc::new(arrival);
     open.insert(digest.clone(), Entry { arrival: Arc::clone(&arrival), users: 1 });
     Ok(ticket(arrival, true))
 }
@@ -138,6 +147,12 @@ impl Arrival {
     fn is_good(&self) -> bool {
         let failed = matches!(&*self.outcome.borrow(), Some(Err(_)));
         !failed && !self.spoiled.load(Ordering::Relaxed)
+    }
+
+    /// Its pull did not fail for any fault of ours or of the bytes, and they are many or all.
+    fn is_worth_keeping(&self) -> bool {
+        let bytes = self.blob.bytes();
+        self.session.is_given_up() && (bytes >= KEEP_PARTIAL_MIN || bytes == self.size)
     }
 
     /// How the download ends.
@@ -170,7 +185,7 @@ impl Drop for Ticket {
         arrival.task.abort();
         arrival.blob.abort();
         let closing = self.core.arrivals.closing.load(Ordering::Relaxed);
-        let keep = arrival.keep.load(Ordering::Relaxed) || closing;
+        let keep = arrival.is_worth_keeping() || closing;
         if !keep || arrival.spoiled.load(Ordering::Relaxed) {
             arrival.blob.remove();
         }

@@ -26,7 +26,7 @@ const STAGE: &str = "download of a layer";
 pub(crate) async fn download(
     core: &Core,
     session: &Session,
-    (digest, size): (&Digest, u64),
+    (digest, size, elsewhere): (&Digest, u64, &[String]),
     blob: &Arc<Blob>,
 ) -> Result<(), Error> {
     let mut failures = 0;
@@ -44,7 +44,7 @@ pub(crate) async fn download(
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
-        match session.blob(digest, start).await {
+        match session.blob(digest, start, elsewhere).await {
             // Once something has arrived, a registry that restarts is waited for.
             Err(e) if e.kind() == ErrorKind::RegistryUnavailable && start > 0 => {
                 failures += 1;

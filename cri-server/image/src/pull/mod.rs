@@ -89,8 +89,7 @@ async fn one(
     let (id, bytes, parsed) = match content.last() {
         // An artifact has nothing to run; its manifest is all there is to know about it.
         Some(last) if manifest.is_artifact() => {
-            let parsed = ImageConfig { platform: Platform::here(), ..ImageConfig::default() };
-            (last.digest.clone(), last.bytes.clone(), parsed)
+            (last.digest.clone(), last.bytes.clone(), ImageConfig::of_artifact())
         }
         Some(_) | None => {
             let config = &manifest.config;
@@ -102,11 +101,13 @@ async fn one(
         }
     };
     stages.enter("layers");
-    let (layers, source) = (layers(&manifest, &parsed), Source::Registry(Arc::clone(&session)));
+    let blobs = manifest.layers.clone();
+    let source = |at: usize| Source::Registry(Arc::clone(&session), blobs[at].urls.clone());
+    let layers = layers(&manifest, &parsed);
     core.step("resolved");
     tracked.expect(&layers);
     let of = reference.to_string();
-    let ready = gather(core, &of, (&layers, &tracked), |_| source.clone()).await?;
+    let ready = gather(core, &of, (&layers, &tracked), source).await?;
     stages.enter("commit");
     tracked.enter(PullStage::Syncing);
     let repo_digest = content.first().map(|top: &Content| reference.repo_digest(&top.digest));

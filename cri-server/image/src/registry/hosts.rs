@@ -147,6 +147,13 @@ fn upstream(domain: &str, tls: Tls) -> Endpoint {
     }
 }
 
+impl Endpoint {
+    /// A server that nobody has configured.
+    pub(crate) fn stranger(url: &Url) -> Endpoint {
+        Endpoint { base: url.clone(), ..upstream("registry.invalid", Tls::default()) }
+    }
+}
+
 /// An address that nothing answers, RFC 6761.
 #[expect(clippy::unwrap_used, reason = "a constant that parses")]
 fn unreachable_base() -> Url {

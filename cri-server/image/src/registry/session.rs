@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::error::Error as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use reqwest::header::{
@@ -34,6 +35,8 @@ pub(crate) struct Session {
     pub(super) endpoints: Vec<Endpoint>,
     /// Authorization that worked, by endpoint.
     tokens: Mutex<HashMap<usize, HeaderValue>>,
+    /// The registry went away in the middle: what has arrived is worth keeping for the next pull.
+    gone: AtomicBool,
 }
 
 /// What was being done, for error messages.
@@ -53,6 +56,17 @@ pub(crate) struct Arriving {
     pub(crate) offset: u64,
     /// The endpoint it comes from, for error messages.
     pub(crate) url: String,
+}
+
+impl Arriving {
+    /// The answer to a request for what begins at `wanted`.
+    fn new(response: Response, wanted: u64, url: String) -> Arriving {
+        let offset = match response.status() {
+            StatusCode::PARTIAL_CONTENT => range_start(&response).unwrap_or(wanted),
+            _ => 0,
+        };
+        Arriving { response, offset, url }
+    }
 }
 
 /// One endpoint's failure.
@@ -80,6 +94,8 @@ const ERROR_BODY_MAX: usize = 8 << 10;
 pub(super) const TOKEN_MAX: usize = 256 << 10;
 /// Until the head of an answer; registries that check storage first take seconds.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Addresses of a foreign layer that are tried; publishers name one or two.
+const ELSEWHERE_MAX: usize = 8;
 /// Registries chain at most two (storage front end, then region).
 const REDIRECTS_MAX: usize = 10;
 /// With the pauses below, a busy registry gets about six seconds to recover.
@@ -105,7 +121,17 @@ impl Session {
             auth_files: config.auth_files.clone(),
             endpoints,
             tokens: Mutex::default(),
+            gone: AtomicBool::new(false),
         })
+    }
+
+    /// Notes that the registry went away in the middle.
+    pub(crate) fn give_up(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// What the tag stands for now, if the registry tells without sending the manifest.
@@ -196,32 +222,63 @@ impl Session {
     }
 
     /// Begins to receive a blob at `offset`; a server that cannot continue begins at 0.
-    pub(crate) async fn blob(&self, digest: &Digest, offset: u64) -> Result<Arriving, Error> {
-        self.each(
-            "fetch of a layer",
+    /// `elsewhere`: addresses to try where no endpoint has it.
+    pub(crate) async fn blob(
+        &self,
+        digest: &Digest,
+        offset: u64,
+        elsewhere: &[String],
+    ) -> Result<Arriving, Error> {
+        const STAGE: Stage = "fetch of a layer";
+        let mut headers = HeaderMap::new();
+        if offset > 0 {
+            let range = HeaderValue::from_str(&format!("bytes={offset}-"));
+            headers.extend(range.ok().map(|v| (RANGE, v)));
+        }
+        let headers = &headers;
+        let asked = self.ask_each(
             |e| e.pull,
             |at, endpoint| {
                 Box::pin(async move {
                     let url = self.url(endpoint, &["blobs", digest.as_str()]);
                     let shown = shown(&url);
-                    let mut headers = HeaderMap::new();
-                    if offset > 0 {
-                        headers.extend(
-                            HeaderValue::from_str(&format!("bytes={offset}-"))
-                                .ok()
-                                .map(|v| (RANGE, v)),
-                        );
-                    }
-                    let response = self.request(at, &Method::GET, url, &headers).await?;
-                    let offset = match response.status() {
-                        StatusCode::PARTIAL_CONTENT => range_start(&response).unwrap_or(offset),
-                        _ => 0,
-                    };
-                    Ok(Arriving { response, offset, url: shown })
+                    let response = self.request(at, &Method::GET, url, headers).await?;
+                    Ok(Arriving::new(response, offset, shown))
                 })
             },
-        )
-        .await
+        );
+        let mut faults = match asked.await {
+            Ok(arriving) => return Ok(arriving),
+            Err(faults) => faults,
+        };
+        for address in elsewhere.iter().take(ELSEWHERE_MAX) {
+            match self.ask_stranger(address, headers).await {
+                Ok((response, shown)) => return Ok(Arriving::new(response, offset, shown)),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        Err(self.failed(STAGE, faults))
+    }
+
+    /// Asks a server that a manifest names. It gets nothing of ours: no credentials, no certificate.
+    async fn ask_stranger(
+        &self,
+        address: &str,
+        headers: &HeaderMap,
+    ) -> Result<(Response, String), Fault> {
+        let url = Url::parse(address).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+        let Some(url) = url else {
+            let cause = "the manifest names an address that is none".into();
+            return Err(fault(FaultKind::Unsupported, "a foreign layer", cause));
+        };
+        let shown = shown(&url);
+        let stranger = Endpoint::stranger(&url);
+        let response = self.send((&stranger, None), &Method::GET, &url, headers).await?;
+        if response.status().is_success() {
+            Ok((response, shown))
+        } else {
+            Err(refusal(response, &Method::GET, &shown).await)
+        }
     }
 
     /// The failure of `stage` by what the endpoints answered.
@@ -256,6 +313,14 @@ impl Session {
         able: impl Fn(&Endpoint) -> bool,
         ask: impl Fn(usize, &'s Endpoint) -> BoxFuture<'s, Result<T, Fault>>,
     ) -> Result<T, Error> {
+        self.ask_each(able, ask).await.map_err(|faults| self.failed(stage, faults))
+    }
+
+    async fn ask_each<'s, 'a, T>(
+        &'s self,
+        able: impl Fn(&Endpoint) -> bool,
+        ask: impl Fn(usize, &'s Endpoint) -> BoxFuture<'a, Result<T, Fault>>,
+    ) -> Result<T, Vec<Fault>> {
         let mut faults = Vec::new();
         for (at, endpoint) in self.endpoints.iter().enumerate().filter(|(_, e)| able(e)) {
             match ask(at, endpoint).await {
@@ -263,7 +328,7 @@ impl Session {
                 Err(fault) => faults.push(fault),
             }
         }
-        Err(self.failed(stage, faults))
+        Err(faults)
     }
 
     pub(super) fn url(&self, endpoint: &Endpoint, last: &[&str]) -> Url {
@@ -296,7 +361,8 @@ impl Session {
         let mut tries = 0;
         loop {
             tries += 1;
-            let response = match self.send(at, method, &url, headers).await {
+            let to = (&self.endpoints[at], self.token(at));
+            let response = match self.send(to, method, &url, headers).await {
                 Ok(response) => response,
                 // A server that is there and hung up may do better at once.
                 Err(fault) if fault.broken && tries < TRIES_BROKEN => {
@@ -319,7 +385,7 @@ impl Session {
             }
             let busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
             if busy && tries < TRIES {
-                let told = retry_after(response.headers());
+                let told = retry_after(response.headers(), SystemTime::now());
                 if told.is_none_or(|told| told <= RETRY_AFTER_MAX) {
                     tokio::time::sleep(told.unwrap_or(pause)).await;
                     pause *= 2;
@@ -333,12 +399,11 @@ impl Session {
     /// Sends once, following redirects.
     async fn send(
         &self,
-        at: usize,
+        (endpoint, token): (&Endpoint, Option<HeaderValue>),
         method: &Method,
         url: &Url,
         headers: &HeaderMap,
     ) -> Result<Response, Fault> {
-        let endpoint = &self.endpoints[at];
         let mut url = url.clone();
         for _ in 0..=REDIRECTS_MAX {
             let shown = shown(&url);
@@ -353,7 +418,7 @@ impl Session {
             let mut request = client.request(method.clone(), url.clone()).headers(headers.clone());
             if at_home {
                 request = request.headers(endpoint.headers.clone());
-                if let Some(token) = self.token(at) {
+                if let Some(token) = &token {
                     request = request.header(AUTHORIZATION, token);
                 }
             }
@@ -483,9 +548,12 @@ pub(super) fn accept_manifests() -> HeaderMap {
     HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(manifest::ACCEPT))])
 }
 
-/// Seconds only; registries do not send dates.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+/// Seconds from now, or a date; one in the past means at once.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let seconds = || text.parse().ok().map(Duration::from_secs);
+    let date = || httpdate::parse_http_date(text).ok();
+    seconds().or_else(|| Some(date()?.duration_since(now).unwrap_or_default()))
 }
 
 fn range_start(response: &Response) -> Option<u64> {

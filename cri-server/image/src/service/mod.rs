@@ -8,8 +8,8 @@ mod open;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use tokio::io::AsyncRead;
@@ -29,6 +29,7 @@ use crate::mount;
 use crate::policy;
 use crate::pull::arrivals::Arrivals;
 use crate::pull::progress::{PullProgress, Pulls};
+use crate::quota::Quota;
 use crate::reference::Reference;
 use crate::registry::{Auth, Clients, ExplainedName, Registries, Session};
 use crate::snapshot::Snapshot;
@@ -40,6 +41,19 @@ use crate::store::shelf::{Kept, Shelf};
 #[derive(Clone)]
 pub struct ImageService {
     core: Arc<Core>,
+}
+
+/// Partial downloads are looked at so often within the age that they may reach.
+const TIDY_SHARE: u32 = 24;
+
+/// As long as the service is there, removes what nobody comes back for.
+async fn tidy(core: Weak<Core>, period: Duration) {
+    loop {
+        tokio::time::sleep(period).await;
+        let Some(core) = core.upgrade() else { return };
+        // What fails now is tried again next time, and at the next start.
+        let _ = blocking("removing old downloads", move || open::collect_partial(&core)).await;
+    }
 }
 
 /// Disk space of all images.
@@ -83,6 +97,8 @@ pub(crate) struct Core {
     /// Only one change of records at a time.
     pub(crate) records: tokio::sync::Mutex<()>,
     pub(crate) pins: Mutex<Pins>,
+    /// `None`: the file system does not count by project.
+    pub(crate) quota: Option<Quota>,
     /// Signatures found good.
     pub(crate) admitted: crate::pull::admit::Seen,
     /// As read by the last pull, so that a look-up of a short name reads no file.
@@ -108,6 +124,7 @@ impl ImageService {
     pub async fn open(config: Config) -> Result<ImageService, Error> {
         let core = blocking("opening the image service", move || open::open(config)).await?;
         let core = Arc::new(core);
+        tokio::spawn(tidy(Arc::downgrade(&core), core.config.partial_age_max / TIDY_SHARE));
         Ok(ImageService { core })
     }
 
@@ -316,9 +333,17 @@ impl ImageService {
         self.core.layout.containers().join(container_id).join("upper")
     }
 
-    /// What a container has written, measured now: a walk over its own files, so it blocks.
+    /// What a container has written, measured now: a walk over its own files, unless the file system
+    /// counts by project. So it blocks.
     pub fn weigh(&self, container_id: &str) -> std::io::Result<Usage> {
-        crate::weigh::weigh(&self.writable(container_id))
+        crate::snapshot::usage(&self.core, container_id)
+    }
+
+    /// Limits what a prepared container may write. False: the file system cannot see to it, and
+    /// somebody has to look at [`ImageService::weigh`].
+    pub async fn limit(&self, container_id: &str, bytes: u64) -> Result<bool, Error> {
+        let (core, id) = (Arc::clone(&self.core), container_id.to_owned());
+        blocking("limiting a container", move || crate::snapshot::limit(&core, &id, bytes)).await
     }
 
     /// Containers that hold layers, as found on disk and made since.

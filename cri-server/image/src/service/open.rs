@@ -15,15 +15,13 @@ use crate::digest::{Digest, nonce};
 use crate::error::Error;
 use crate::flight::Flights;
 use crate::manifest::ImageConfig;
+use crate::quota::Quota;
 use crate::registry::Registries;
 use crate::snapshot::{PIN, PIN_VOLUME};
 use crate::store::catalog::Catalog;
 use crate::store::layout::{self, BAD, Layout};
 use crate::store::record::{self, ImageRecord};
 use crate::store::shelf::{self, Shelf};
-
-/// A partial download older than this belongs to a pull nobody will repeat.
-const PARTIAL_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn open(config: Config) -> Result<Core, Error> {
     // An error means that a provider is installed already, which is as good.
@@ -34,8 +32,10 @@ pub(super) fn open(config: Config) -> Result<Core, Error> {
     let catalog = Catalog::default();
     images(&config, &layout, (&shelf, &catalog), &mut lost)?;
     let pins = pins(&layout, &shelf)?;
+    let directory = layout.containers();
+    let quota = Quota::find(&directory).map_err(|e| Error::io("open", &directory, e))?;
     content(&layout, &catalog)?;
-    partial(&layout)?;
+    partial(&layout, config.partial_age_max)?;
     shelf::remove_all(&shelf.sweep())?;
     Ok(Core {
         permits: Semaphore::new(config.max_concurrent_downloads.max(1)),
@@ -48,6 +48,7 @@ pub(super) fn open(config: Config) -> Result<Core, Error> {
         layers: Flights::new(),
         records: tokio::sync::Mutex::new(()),
         pins: Mutex::new(pins),
+        quota,
         admitted: crate::pull::admit::Seen::default(),
         // A file that cannot be read is told by the first pull.
         registries: RwLock::new(Arc::new(
@@ -157,18 +158,32 @@ fn content(layout: &Layout, catalog: &Catalog) -> Result<(), Error> {
     Ok(())
 }
 
-/// Keeps partial downloads young enough to be continued.
-fn partial(layout: &Layout) -> Result<(), Error> {
-    let directory = layout.ingest();
-    for name in layout::names(&directory)? {
-        let path = directory.join(&name);
-        let meta = fs::symlink_metadata(&path).map_err(|e| Error::io("stat", &path, e))?;
-        let age = meta.modified().ok().and_then(|t| SystemTime::now().duration_since(t).ok());
-        let young = age.is_none_or(|age| age <= PARTIAL_AGE_MAX);
-        if meta.is_file() && young && !name.starts_with(layout::NEW) {
-            continue;
+/// Keeps partial downloads young enough to be continued, and nothing else.
+fn partial(layout: &Layout, age_max: Duration) -> Result<(), Error> {
+    for name in layout::names(&layout.ingest())? {
+        let path = layout.ingest().join(&name);
+        if name.starts_with(layout::NEW) || !path.is_file() || is_stale(&path, age_max) {
+            layout::remove_tree(&path)?;
         }
-        layout::remove_tree(&path)?;
     }
     Ok(())
+}
+
+/// Removes partial downloads that grew too old while the service runs. Archives being imported
+/// and downloads under way are somebody's.
+pub(super) fn collect_partial(core: &Core) -> Result<(), Error> {
+    for name in layout::names(&core.layout.ingest())? {
+        let path = core.layout.ingest().join(&name);
+        let in_use = name.starts_with(layout::NEW) || core.arrivals.has(&name);
+        if !in_use && is_stale(&path, core.config.partial_age_max) {
+            layout::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_stale(path: &Path, age_max: Duration) -> bool {
+    let modified = fs::symlink_metadata(path).and_then(|meta| meta.modified());
+    let age = modified.ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+    age.is_some_and(|age| age > age_max)
 }

@@ -11,6 +11,7 @@ mod faults;
 mod faulty;
 mod hostile;
 mod import;
+mod kept;
 mod mounts;
 mod node;
 mod policy;

@@ -129,6 +129,48 @@ async fn only_listed_digests_come_in() {
     assert!(error.to_string().contains("not in the list"), "{error}");
 }
 
+#[tokio::test]
+async fn an_archive_is_let_in_as_the_policy_says() {
+    let at = tempfile::tempdir().unwrap();
+    let (file, list) = (at.path().join("policy.json"), at.path().join("digests"));
+    key(at.path(), "ours");
+    let image = small("x");
+    let save = image.docker_save(&["r.example/app:v"]);
+    let nameless = image.docker_save(&[]);
+    let signed = json!([{"type": "sigstoreSigned", "keyPath": at.path().join("ours.pub")}]);
+    let accept = json!([{"type": "insecureAcceptAnything"}]);
+    let node = Node::with(|config| config.policy = vec![file.clone()]).await;
+    for (policy, archive, why) in [
+        (json!({"default": [{"type": "reject"}]}), &save, Some("rejects")),
+        (json!({"default": [{"type": "reject"}]}), &nameless, Some("rejects")),
+        (
+            json!({"default": accept, "transports": {"docker": {"r.example": signed}}}),
+            &save,
+            Some("an archive does not bring"),
+        ),
+        (json!({"default": signed, "transports": {"docker-archive": {"": accept}}}), &save, None),
+        (json!({"default": signed, "transports": {"docker": {"r.example": accept}}}), &save, None),
+    ] {
+        std::fs::write(&file, policy.to_string()).unwrap();
+        let imported = node.service.import(archive.as_slice(), None).await;
+        match why {
+            None => node.service.remove(imported.unwrap()[0].id.as_str()).await.unwrap(),
+            Some(why) => {
+                let error = imported.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Signature, "{error}");
+                assert!(error.to_string().contains(why), "{policy}: {error}");
+            }
+        }
+        node.assert_empty();
+    }
+    std::fs::write(&list, "").unwrap();
+    let node = Node::with(|config| config.allowed_digests = Some(list.clone())).await;
+    let error = node.service.import(save.as_slice(), None).await.unwrap_err();
+    assert!(error.to_string().contains("not in the list"), "{error}");
+    std::fs::write(&list, image.id()).unwrap();
+    node.service.import(save.as_slice(), None).await.unwrap();
+}
+
 /// A node with this `registries.conf`.
 async fn with_registries(text: String) -> (Node, tempfile::NamedTempFile) {
     let file = tempfile::NamedTempFile::new().unwrap();

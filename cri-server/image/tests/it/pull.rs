@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use serde_json::json;
 
 use super::build::{Image, Layer, OCI_INDEX, descriptor, digest};
+use super::faulty::{Faulty, Reply, Request, honest};
 use super::node::{Node, names};
 use super::registry::Registry;
 
@@ -375,6 +376,12 @@ async fn an_artifact_is_a_directory_of_its_files() {
     let id = node.service.pull(&registry.name("model:v"), None).await.unwrap();
     assert_eq!(id.as_str(), pushed, "it is known by its manifest");
     let node = node.restart().await;
+    // Out of an archive it is the same one.
+    let archive = artifact_archive(good.as_bytes(), &[&b"weights"[..], b"long", empty]);
+    let other = Node::new().await;
+    let imported = other.service.import(archive.as_slice(), Some("model:v")).await.unwrap();
+    assert_eq!(imported[0].id, id);
+    assert_eq!(other.service.list()[0].layers, node.service.list()[0].layers);
     assert!(node.service.lost().is_empty(), "{:?}", node.service.lost());
     let archive = Image::busybox().docker_save(&["own"]);
     let own = node.service.import(archive.as_slice(), None).await.unwrap().remove(0).id;
@@ -392,4 +399,61 @@ async fn an_artifact_is_a_directory_of_its_files() {
     registry.push_manifest("model", "bad", kind, bad.as_bytes()).await;
     let error = node.service.pull(&registry.name("model:bad"), None).await.unwrap_err();
     assert_eq!(error.kind(), image::ErrorKind::BadContent, "{error}");
+}
+
+/// An OCI layout with one manifest and its blobs.
+fn artifact_archive(manifest: &[u8], blobs: &[&[u8]]) -> Vec<u8> {
+    let kind = super::build::OCI_MANIFEST;
+    let index = serde_json::json!({
+        "schemaVersion": 2,
+        "manifests": [super::build::descriptor(kind, manifest)],
+    });
+    let mut archive = Layer::new()
+        .file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)
+        .file("index.json", 0o644, index.to_string().as_bytes());
+    for blob in blobs.iter().chain([&manifest]) {
+        let name = format!("blobs/{}", super::build::digest(blob).replace(':', "/"));
+        archive = archive.file(&name, 0o644, blob);
+    }
+    archive.tar()
+}
+
+#[tokio::test]
+async fn a_foreign_layer_comes_from_the_address_in_its_manifest() {
+    let image = Image::new(vec![Layer::new().file("a", 0o644, &[7; 100_000]).gzip()]);
+    let publisher = Faulty::start(image.clone(), |_| None).await;
+    let blob = digest(&image.layers[0].bytes);
+    let served = image.clone();
+    let address = publisher.address.clone();
+    let rule = move |r: &Request| {
+        if r.header("authorization").is_empty() {
+            return Some(Reply::new(401, b"").with("www-authenticate", "Basic realm=\"x\""));
+        }
+        if r.is_blob(&served, 0) {
+            return Some(Reply::new(404, b""));
+        }
+        let mut reply = honest(&served, r);
+        if r.target.contains("/manifests/") {
+            let mut manifest: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+            manifest["layers"][0]["urls"] = serde_json::json!([
+                "ftp://127.0.0.1/no",
+                "http://127.0.0.1:1/gone",
+                format!("http://{address}/download/{}", digest(&served.layers[0].bytes)),
+            ]);
+            let body = manifest.to_string().into_bytes();
+            reply = Reply::new(200, &body).with("content-type", super::build::OCI_MANIFEST);
+        }
+        Some(reply)
+    };
+    let registry = Faulty::start(image, rule).await;
+    let node = Node::new().await;
+    let auth = || {
+        let (username, password) = ("u".into(), "p".into());
+        Some(image::Auth { username, password, ..image::Auth::default() })
+    };
+    node.service.pull(&registry.name("app:v"), auth()).await.unwrap();
+    let seen = publisher.seen.lock().unwrap().clone();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert!(seen[0].header("authorization").is_empty(), "a stranger gets no credentials");
+    assert_eq!(registry.count(&blob), 1, "the registry goes first");
 }
