@@ -17,7 +17,7 @@ use crate::container::exec_budget::ExecBudget;
 use crate::container::oci_spec::NodeFacts;
 use crate::container::state::Phase;
 use crate::container::stop::Stops;
-use crate::container::{Container, apparmor};
+use crate::container::{Container, apparmor, writable_limit};
 use crate::error::Error;
 use crate::grpc;
 use crate::id::Id;
@@ -308,6 +308,7 @@ impl App {
         stats::census::start(&self.ctx).context("start the census")?;
         tokio::spawn(metrics::timeline::watch(self.ctx.clone()));
         tokio::spawn(metrics::logs::watch(self.ctx.clone()));
+        tokio::spawn(writable_limit::watch(self.ctx.clone()));
         tokio::spawn(metrics::serve::serve(self.ctx.clone(), self.metrics_listener, self.access));
         // Nobody listens when the daemon is not under systemd.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

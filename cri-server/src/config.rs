@@ -600,6 +600,12 @@ mod tests {
     }
 
     #[test]
+    fn the_drop_in_for_a_kubelet_has_plugins_only() {
+        let config = load(include_str!("../../deploy/conf.d/10-kubelet.toml")).unwrap();
+        assert_eq!(config.network.mode, Mode::Cni);
+    }
+
+    #[test]
     fn a_drop_in_wins_over_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.toml");

@@ -239,6 +239,8 @@ mod tests {
                 cgroups_path: String::new(),
                 log_path: None,
                 stop_signal: 15,
+                writable_limit: None,
+                over_limit: None,
             };
             (container.id.clone(), Arc::new(container))
         };

@@ -45,7 +45,7 @@ pub(crate) async fn events(args: &Args) -> Result<ExitCode, Cause> {
 fn as_json(event: &Event) -> String {
     json!({
         "number": event.number, "atNs": event.at_ns, "kind": event.kind, "present": event.present,
-        "pod": event.pod, "container": event.container, "id": event.id,
+        "pod": event.pod, "container": event.container, "id": event.id, "reason": event.reason,
     })
     .to_string()
 }
@@ -59,7 +59,8 @@ fn as_line(event: &Event) -> String {
     let slash = if event.container.is_empty() { "" } else { " " };
     let id = console::short_id(&event.id);
     let there = if event.present { "is " } else { "" };
-    format!("{time} {}{slash}{} ({id}) {there}{}", event.pod, event.container, event.kind)
+    let why = if event.reason.is_empty() { String::new() } else { format!(": {}", event.reason) };
+    format!("{time} {}{slash}{} ({id}) {there}{}{why}", event.pod, event.container, event.kind)
 }
 
 #[cfg(test)]
@@ -76,8 +77,15 @@ mod tests {
             pod: "default/web".into(),
             container: "main".into(),
             id: "a".repeat(64),
+            reason: String::new(),
         };
         assert_eq!(as_line(&event), "22:13:21.234Z default/web main (aaaaaaaaaaaa) started");
+        (event.kind, event.reason) = ("stopped".into(), "OOMKilled".into());
+        assert_eq!(
+            as_line(&event),
+            "22:13:21.234Z default/web main (aaaaaaaaaaaa) stopped: OOMKilled"
+        );
+        event.reason.clear();
         (event.present, event.container, event.kind) = (true, String::new(), "ready".into());
         assert_eq!(as_line(&event), "22:13:21.234Z default/web (aaaaaaaaaaaa) is ready");
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use crate::container::log_limits;
+use crate::container::{log_limits, writable_limit};
 use crate::error::Error;
 
 /// The name of the runtime that is built in.
@@ -33,6 +33,8 @@ pub(crate) struct Runtime {
     pub(crate) rlimits: Vec<Rlimit>,
     /// For containers whose annotations say nothing else.
     pub(crate) logs: runtime::LogLimits,
+    /// Bytes that a container may write into its own layer, unless its annotations say otherwise.
+    pub(crate) writable_limit: Option<u64>,
 }
 
 /// What the kubelet is told to use; a pod's own driver follows from the form of its cgroup parent.
@@ -103,6 +105,7 @@ pub(super) struct RawRuntime {
     device_ownership_from_security_context: bool,
     cdi_spec_dirs: Vec<PathBuf>,
     blockio_config: PathBuf,
+    writable_limit: String,
     sysctls: BTreeMap<String, String>,
     rlimits: BTreeMap<String, String>,
     logs: RawLogs,
@@ -190,6 +193,13 @@ impl RawRuntime {
             let given = &self.logs.policy;
             mistakes.push(format!("runtime.logs.policy: {given:?} {}", log_limits::WORDS));
         }
+        let writable_limit = match self.writable_limit.as_str() {
+            "" => None,
+            text => writable_limit::parse(text).unwrap_or_else(|problem| {
+                mistakes.push(format!("runtime.writable_limit: {problem}"));
+                None
+            }),
+        };
         let rlimits = self.rlimits.iter().filter(|(_, text)| !text.is_empty());
         Runtime {
             default_handler: self.default_handler,
@@ -202,6 +212,7 @@ impl RawRuntime {
             device_ownership_from_security_context: self.device_ownership_from_security_context,
             cdi_spec_dirs: self.cdi_spec_dirs,
             blockio_config: given(self.blockio_config),
+            writable_limit,
             sysctls,
             logs: runtime::LogLimits {
                 rate: self.logs.rate,

@@ -10,7 +10,7 @@ use super::spec::{Seccomp, Security, Spec};
 use super::state::Phase;
 use super::{
     Container, apparmor, block_io, capabilities, cdi, class, devices, image_volumes, log_limits,
-    oci_spec, process, remove, signal, user, volumes,
+    oci_spec, process, remove, signal, user, volumes, writable_limit,
 };
 use crate::app::Ctx;
 use crate::clock;
@@ -140,6 +140,11 @@ fn plan(
         user,
         log_path,
         stop_signal: spec.stop_signal.or(image_stop).unwrap_or(signal::DEFAULT_STOP),
+        writable_limit: writable_limit::resolve(
+            ctx.config.runtime.writable_limit,
+            [&sandbox.spec.annotations, &spec.annotations],
+        )?,
+        over_limit: None,
         spec,
     })
 }
@@ -214,6 +219,10 @@ async fn bring_up(
     };
     timeline.enter("snapshot");
     let snapshot = ctx.images.prepare(container.id.as_str(), &image.id).await?;
+    if let Some(bytes) = container.writable_limit {
+        // Where the kernel does not keep it to that, it is counted.
+        ctx.images.limit(container.id.as_str(), bytes).await?;
+    }
     let trees = image_volumes::mounts(ctx, sandbox, container).await?;
     let shim = ctx.live_shim(&sandbox.id).await?;
     if let Some(directory) = container.log_path.as_deref().and_then(Path::parent) {

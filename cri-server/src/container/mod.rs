@@ -27,6 +27,7 @@ pub(crate) mod stop;
 pub(crate) mod update;
 pub(crate) mod user;
 pub(crate) mod volumes;
+pub(crate) mod writable_limit;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -61,6 +62,12 @@ pub(crate) struct Container {
     pub(crate) log_path: Option<PathBuf>,
     /// The signal that asks it to stop.
     pub(crate) stop_signal: i32,
+    /// Bytes that it may write into its own layer.
+    #[serde(default)]
+    pub(crate) writable_limit: Option<u64>,
+    /// Bytes that it had written when it was found beyond its limit: for that it is ended.
+    #[serde(default)]
+    pub(crate) over_limit: Option<u64>,
 }
 
 impl Container {

@@ -29,6 +29,8 @@ pub(crate) enum Reason {
     OomKilled,
     /// The program never ran.
     StartError,
+    /// It wrote more than it may.
+    WritableLimit,
     /// The shim died and with it the knowledge of how the container ended.
     ShimLost,
 }

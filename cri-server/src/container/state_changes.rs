@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::state::{Exit, Phase, Reason};
+use super::writable_limit;
 use crate::app::Ctx;
 use crate::clock;
 use crate::error::Error;
@@ -57,11 +58,22 @@ pub(crate) fn start_failed(ctx: &Ctx, id: &Id, message: String) -> Result<(), Er
 }
 
 fn finish(ctx: &Ctx, id: &Id, exit: impl FnOnce(i64) -> Exit) -> Result<(), Error> {
-    ctx.change_phase(id, |now| match now {
-        Phase::Running { started_at_ns, .. } => Some(Phase::Exited(exit(*started_at_ns))),
-        // The shim tells the end only of what it has created, but may tell it before we wrote so.
-        Phase::Created { .. } | Phase::Creating => Some(Phase::Exited(exit(0))),
-        Phase::Exited(_) | Phase::Removing => None,
+    ctx.change_container(id, |container| {
+        let started_at_ns = match &container.phase {
+            Phase::Running { started_at_ns, .. } => *started_at_ns,
+            // The shim tells the end only of what it has created, but may tell it before we wrote so.
+            Phase::Created { .. } | Phase::Creating => 0,
+            Phase::Exited(_) | Phase::Removing => return false,
+        };
+        let mut exit = exit(started_at_ns);
+        if let (Reason::Error, Some(written), Some(limit)) =
+            (exit.reason, container.over_limit, container.writable_limit)
+        {
+            exit.reason = Reason::WritableLimit;
+            exit.message = writable_limit::message(written, limit);
+        }
+        container.phase = Phase::Exited(exit);
+        true
     })
 }
 

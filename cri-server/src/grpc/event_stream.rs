@@ -71,6 +71,10 @@ pub(super) fn watch(world: &World, dropped: IntCounter) -> Items<admin::Event> {
         pod: event.sandbox.spec.metadata.pod(),
         container: event.container.as_ref().map(|it| it.spec.name.clone()).unwrap_or_default(),
         id: event.subject().to_string(),
+        reason: match (event.kind, &event.container) {
+            (Kind::Stopped, Some(container)) => to_proto::reason_of(container).to_owned(),
+            _ => String::new(),
+        },
     });
     Box::pin(futures::stream::iter(present).chain(later))
 }
@@ -87,6 +91,7 @@ fn present(snapshot: &Snapshot, number: u64) -> Vec<admin::Event> {
             pod: pod.clone(),
             container: String::new(),
             id: sandbox.id.to_string(),
+            reason: String::new(),
         });
         let members = snapshot.containers_of(&sandbox.id).filter(|it| it.phase.is_shown());
         all.extend(members.map(|container| admin::Event {
@@ -97,6 +102,7 @@ fn present(snapshot: &Snapshot, number: u64) -> Vec<admin::Event> {
             pod: pod.clone(),
             container: container.spec.name.clone(),
             id: container.id.to_string(),
+            reason: to_proto::reason_of(container).to_owned(),
         }));
     }
     all

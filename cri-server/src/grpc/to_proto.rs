@@ -153,7 +153,7 @@ pub(super) fn container_status(container: &Container) -> cri::ContainerStatus {
         },
         finished_at: exit.map_or(0, |exit| exit.finished_at_ns),
         exit_code: exit.map_or(0, |exit| exit.code),
-        reason: exit.map(reason).unwrap_or_default().to_owned(),
+        reason: reason_of(container).to_owned(),
         message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
         image: Some(image_spec(&container.spec.image)),
         image_ref: container.image_id.clone(),
@@ -177,6 +177,14 @@ pub(super) fn container_status(container: &Container) -> cri::ContainerStatus {
     }
 }
 
+/// Why a container has ended; empty before that.
+pub(super) fn reason_of(container: &Container) -> &'static str {
+    match &container.phase {
+        Phase::Exited(exit) => reason(exit),
+        _ => "",
+    }
+}
+
 /// The words that Kubernetes shows to people.
 fn reason(exit: &Exit) -> &'static str {
     match exit.reason {
@@ -184,6 +192,7 @@ fn reason(exit: &Exit) -> &'static str {
         Reason::Error => "Error",
         Reason::OomKilled => "OOMKilled",
         Reason::StartError => "StartError",
+        Reason::WritableLimit => "WritableLimitExceeded",
         Reason::ShimLost => "ShimLost",
     }
 }

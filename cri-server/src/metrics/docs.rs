@@ -157,6 +157,11 @@ const STORAGE: &[Panel] = &[
         )],
     ),
     (
+        "Received from registries",
+        "Bps",
+        &[("rate(lapstrake_pull_received_bytes_total[5m])", "layers")],
+    ),
+    (
         "Calls about images",
         "ops",
         &[("sum by (method) (rate(lapstrake_rpc_total{method=~\".*Image.*\"}[5m]))", "{{method}}")],

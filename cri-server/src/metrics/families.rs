@@ -64,6 +64,12 @@ families! {
         "Disk space of all image layers.";
     image_inodes: IntGauge = "lapstrake_image_inodes" []
         "Inodes of all image layers.";
+    pulls: IntGaugeVec = "lapstrake_pulls" ["stage"]
+        "Pulls and imports under way, by what they are at.";
+    pull_missing_bytes: IntGauge = "lapstrake_pull_missing_bytes" []
+        "Compressed bytes of layers that pulls under way still wait for.";
+    pull_received_bytes: Counter = "lapstrake_pull_received_bytes_total" []
+        "Compressed bytes of layers received from registries.";
     writable_bytes: IntGauge = "lapstrake_writable_bytes" []
         "Disk space of what containers have written, without their images.";
     disk_bytes: IntGaugeVec = "lapstrake_disk_bytes" ["state"]
@@ -129,7 +135,8 @@ impl Families {
         for kind in Kind::ALL {
             self.events.with_label_values(&[kind.word()]);
         }
-        for reason in ["Completed", "Error", "OOMKilled", "StartError", "ShimLost"] {
+        let lost = ["WritableLimitExceeded", "ShimLost"];
+        for reason in ["Completed", "Error", "OOMKilled", "StartError"].into_iter().chain(lost) {
             self.exits.with_label_values(&[reason]);
         }
         for why in ["failed", "limited"] {

@@ -162,6 +162,7 @@ pub(crate) fn reason(reason: Reason) -> &'static str {
         Reason::Error => "Error",
         Reason::OomKilled => "OOMKilled",
         Reason::StartError => "StartError",
+        Reason::WritableLimit => "WritableLimitExceeded",
         Reason::ShimLost => "ShimLost",
     }
 }

@@ -86,6 +86,12 @@ fn storage(ctx: &Ctx, numbers: &Numbers) {
     let info = ctx.images.fs_info();
     families.image_bytes.set(whole(info.used_bytes));
     families.image_inodes.set(whole(info.inodes_used));
+    let pulls = ctx.images.pulls();
+    let stages = ["resolving", "fetching", "syncing"];
+    tally(&families.pulls, &stages, pulls.iter().map(|pull| pull.stage.word()));
+    let missing = pulls.iter().map(|pull| pull.bytes.saturating_sub(pull.bytes_here)).sum();
+    families.pull_missing_bytes.set(whole(missing));
+    raise(&families.pull_received_bytes, ctx.images.received_bytes() as f64);
     let written = numbers.census.values().filter_map(|census| census.written);
     families.writable_bytes.set(whole(written.map(|written| written.bytes).sum()));
     if let Ok(disk) = rustix::fs::statvfs(&ctx.config.root) {

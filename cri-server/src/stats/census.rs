@@ -91,7 +91,9 @@ fn run(ctx: &Ctx, woken: &Receiver<()>) {
             let Some(container) = world.containers.get(id) else { continue };
             let began = Instant::now();
             fresh.push((id.clone(), Arc::new(counter.count(ctx, container))));
-            let pace = (began - turn.born).clamp(YOUNG, PERIOD);
+            // Who may write only so much is looked at more often.
+            let most = if container.writable_limit.is_some() { YOUNG } else { PERIOD };
+            let pace = (began - turn.born).clamp(YOUNG, most);
             // Together with others: a turn costs a look at all and a publication.
             let due = (began + pace.max(began.elapsed() * REST)).max(now + TURN);
             turn.due = (!turn.has_ended).then_some(due);

@@ -158,6 +158,11 @@ impl Stats {
         self.numbers()
     }
 
+    /// Wakes after each publication.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.published.subscribe()
+    }
+
     fn publish(&self, change: impl FnOnce(&mut Numbers)) {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = Numbers::clone(&self.numbers.load());

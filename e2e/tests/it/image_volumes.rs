@@ -39,6 +39,10 @@ async fn an_image_volume_shows_the_image_read_only_and_names_it() {
     assert_eq!((&*image.image_ref, &*image.user_specified_image), (&*data().id(), "data:test"));
     assert_eq!((&*mounts[1].image_sub_path, &*mounts[1].host_path), ("inside", ""));
 
+    let users = node.verb(&["images", "ls"]);
+    let users = String::from_utf8(users.stdout).unwrap();
+    assert!(users.contains("main at /model ("), "{users}");
+
     // Its layers stay as long as the container does.
     node.cri
         .images

@@ -45,3 +45,4 @@ mod streaming;
 mod user_namespaces;
 mod vm;
 mod volumes;
+mod writable_limit;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use e2e::{Host, Node, Options, Pod, container, image, pod, wait, wire};
+use e2e::{Host, Node, Options, Pod, container, guest, image, pod, wait, wire};
 use k8s_cri::v1 as cri;
 use tonic::Code;
 
@@ -141,6 +141,27 @@ async fn a_pod_can_be_in_several_networks_of_other_kinds() {
     assert!(inside("ip -d addr show eth1").contains("macvlan"));
     inside("busybox ping -c 1 -W 5 198.18.1.2");
     host.run(&format!("busybox ping -c 1 -W 5 {address}"));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn ipvlan_and_vrf_are_plugins_like_any_other() {
+    if !guest::inside() {
+        println!("SKIPPED: the kernel may lack ipvlan and vrf, that of `make test-vm` has them");
+        return;
+    }
+    let (host, _world) = Host::pair(&["198.18.1.1/24"], &["198.18.1.2/24"]);
+    let conf = r#"{"cniVersion":"1.0.0","name":"wire","plugins":[
+        {"type":"ipvlan","master":"uplink","mode":"l2","ipam":
+         {"type":"static","addresses":[{"address":"198.18.1.78/24"}]}},
+        {"type":"vrf","vrfname":"blue"}]}"#;
+    let node = Node::start_with(options(&host, "cni", &[("10-wire.conflist", conf)])).await;
+    let pod = node.run_pod(pod("pod")).await;
+    assert_eq!(pod.address().await, "198.18.1.78");
+    let inside = |line: &str| wire::run_in(&pin(&node, &pod), line);
+    let link = inside("ip -d link show eth0");
+    assert!(link.contains("ipvlan") && link.contains("master blue"), "{link}");
+    inside("busybox ping -I blue -c 1 -W 5 198.18.1.2");
     node.finish().await;
 }
 
@@ -435,6 +456,55 @@ async fn a_handler_may_have_a_network_of_its_own() {
     spec.handler = "special".to_owned();
     assert_eq!(node.run_pod(spec).await.address().await, "10.8.8.8");
     assert_eq!(node.run_pod(pod("usual")).await.address().await, "10.9.9.9");
+    node.finish().await;
+}
+
+/// Writes down what it is told.
+const TOLD: &str = r#"{"cniVersion":"1.0.0","name":"told","plugins":[{"type":"told","capabilities":{
+  "ipRanges":true,"dns":true,"aliases":true,"mac":true,"cgroupPath":true,"bandwidth":false}}]}"#;
+const TOLD_PLUGIN: &str = r#"
+input=$(cat)
+[ $CNI_COMMAND = ADD ] || exit 0
+echo "$input" > $(dirname $(dirname $0))/told
+echo '{"cniVersion":"1.0.0","ips":[{"address":"10.9.9.9/24"}]}'
+"#;
+
+#[tokio::test]
+async fn a_plugin_is_told_of_the_pod_what_it_declares_and_no_more() {
+    let host = Host::new();
+    let options = options(&host, "cni", &[("10-told.conflist", TOLD)]);
+    let node = Node::prepared(options, |node| node.add_plugin("told", TOLD_PLUGIN)).await;
+    let network_config = Some(cri::NetworkConfig { pod_cidr: "10.77.0.0/24".into() });
+    let runtime_config = Some(cri::RuntimeConfig { network_config });
+    let request = cri::UpdateRuntimeConfigRequest { runtime_config };
+    node.cri.runtime.clone().update_runtime_config(request).await.unwrap();
+    let spec = pod("pod")
+        .hostname("alias")
+        .dns(&["10.0.0.10"], &["svc.cluster.local"], &["ndots:5"])
+        .annotation("lapstrake.io/mac", "02:00:00:00:00:07")
+        .annotation("kubernetes.io/ingress-bandwidth", "1M");
+    let pod = node.run_pod(spec).await;
+    let told = fs::read_to_string(node.plugins_dir().join("told")).unwrap();
+    let mut told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let cgroup = told["runtimeConfig"]["cgroupPath"].take();
+    assert_eq!(
+        told["runtimeConfig"],
+        serde_json::json!({
+            "ipRanges": [[{ "subnet": "10.77.0.0/24" }]],
+            "dns": {
+                "servers": ["10.0.0.10"],
+                "searches": ["svc.cluster.local"],
+                "options": ["ndots:5"],
+            },
+            "aliases": ["alias"],
+            "mac": "02:00:00:00:00:07",
+            "cgroupPath": null,
+        })
+    );
+    assert_eq!(told.get("capabilities"), None, "they are for the runtime");
+    let cgroup = cgroup.as_str().unwrap();
+    assert!(cgroup.contains(&pod.id), "{cgroup}");
+    assert!(!e2e::host::cgroup_dirs(cgroup).is_empty(), "{cgroup} is the pod's");
     node.finish().await;
 }
 

@@ -48,6 +48,12 @@ async fn images_of_both_forms_come_through_the_mirrors_and_run() {
             format!("lapstrake_stage_seconds_count{{operation=\"pull_image\",stage=\"{stage}\"}} ");
         assert_eq!(node.metric(&series).as_deref(), Some("2"), "two pulls went through {stage}");
     }
+    let layer = e2e::layer::gzip(&image.layers[0]).len().to_string();
+    let received = node.metric("lapstrake_pull_received_bytes_total ");
+    assert_eq!(received, Some(layer), "the second pull needed nothing");
+    for at_rest in ["lapstrake_pulls{stage=\"fetching\"} ", "lapstrake_pull_missing_bytes "] {
+        assert_eq!(node.metric(at_rest).as_deref(), Some("0"), "{at_rest}");
+    }
     node.finish().await;
 }
 

@@ -29,12 +29,23 @@ impl Uses {
     pub(super) async fn of(client: &Client) -> Result<Uses, client::Error> {
         let pods = client.list_pod_sandboxes(cri::PodSandboxFilter::default()).await?;
         let containers = client.list_containers(cri::ContainerFilter::default()).await?;
+        let mut all = Vec::new();
+        for container in containers {
+            // Only its status tells of volumes. One that has gone meanwhile uses nothing.
+            let status = client.container_status("container", &container.id).await;
+            all.push((container, volumes(status.unwrap_or_default())));
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ns = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
-        Ok(Uses::from_lists(&pods, containers, now_ns))
+        Ok(Uses::from_lists(&pods, all, now_ns))
     }
 
-    fn from_lists(pods: &[cri::PodSandbox], containers: Vec<cri::Container>, now_ns: i64) -> Uses {
+    /// Each container with its image volumes: the path, and the image's id.
+    fn from_lists(
+        pods: &[cri::PodSandbox],
+        containers: Vec<(cri::Container, Vec<(String, String)>)>,
+        now_ns: i64,
+    ) -> Uses {
         let names: BTreeMap<&str, String> = pods
             .iter()
             .filter_map(|pod| {
@@ -43,11 +54,16 @@ impl Uses {
             })
             .collect();
         let mut by_image: BTreeMap<String, Vec<Use>> = BTreeMap::new();
-        for container in containers {
+        for (container, volumes) in containers {
             let own = container.metadata.unwrap_or_default().name;
             let pod = names.get(container.pod_sandbox_id.as_str());
             let name = pod.map_or_else(|| own.clone(), |pod| format!("{pod}/{own}"));
             let since_ns = container.created_at;
+            for (path, image) in volumes {
+                let name = format!("{name} at {path}");
+                let one = Use { name, container: container.id.clone(), since_ns };
+                by_image.entry(image).or_default().push(one);
+            }
             let one = Use { name, container: container.id, since_ns };
             by_image.entry(container.image_id).or_default().push(one);
         }
@@ -82,6 +98,11 @@ impl Uses {
     }
 }
 
+fn volumes(status: cri::ContainerStatus) -> Vec<(String, String)> {
+    let mounts = status.mounts.into_iter();
+    mounts.filter_map(|mount| Some((mount.container_path, mount.image?.image_ref))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,12 +126,18 @@ mod tests {
             created_at: (10 - n) * 1_000_000_000,
             ..Default::default()
         };
-        let uses = Uses::from_lists(&[pod], (1..=4).map(container).collect(), 10_000_000_000);
+        let volumes = |n: i64| match n {
+            1 => vec![("/models".to_owned(), "sha256:3".to_owned())],
+            _ => vec![],
+        };
+        let containers = (1..=4).map(|n| (container(n), volumes(n))).collect();
+        let uses = Uses::from_lists(&[pod], containers, 10_000_000_000);
         assert_eq!(
             uses.words("sha256:1"),
             "n4 (4s), prod/web/n3 (3s), prod/web/n2 (2s), and 1 more"
         );
         assert_eq!(uses.words("sha256:2"), "");
+        assert_eq!(uses.words("sha256:3"), "prod/web/n1 at /models (1s)");
         assert_eq!(uses.json("sha256:1")[3]["name"], "prod/web/n1");
     }
 }
