@@ -97,6 +97,8 @@ bench: need-bench build ## side by side with what is installed of the peers
 	cargo run --release --locked -p e2e --bin bench
 	cargo test --release --locked -p netplugin --test kernel -- --ignored --nocapture --test-threads 1
 	cargo run --release --locked -p e2e --bin bench-streaming
+	cargo run --release --locked -p e2e --bin bench-density
+	cargo run --release --locked -p e2e --bin bench-images
 
 need-build: ; @$(call install_packages,$(FOR_BUILD))
 need-run: ; @$(call install_packages,$(FOR_BUILD) $(FOR_RUN))

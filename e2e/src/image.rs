@@ -26,14 +26,21 @@ impl Image {
     }
 
     fn from_tars(layers: Vec<Vec<u8>>, settings: Value) -> Self {
+        let diff_ids = layers.iter().map(|it| digest(it)).collect();
+        Self { config: Self::configuration(diff_ids, &settings), layers }
+    }
+
+    /// The configuration alone, of layers that somebody else holds.
+    pub fn configuration(diff_ids: Vec<String>, settings: &Value) -> Vec<u8> {
+        let history: Vec<_> = diff_ids.iter().map(|_| json!({ "created_by": "test" })).collect();
         let config = json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux",
             "config": settings,
-            "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|it| digest(it)).collect::<Vec<_>>() },
-            "history": layers.iter().map(|_| json!({ "created_by": "test" })).collect::<Vec<_>>(),
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+            "history": history,
         });
-        Self { layers, config: config.to_string().into_bytes() }
+        config.to_string().into_bytes()
     }
 
     /// Another image on top of this one.

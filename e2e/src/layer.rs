@@ -98,7 +98,16 @@ enum Body<'a> {
 
 /// As registries keep layers.
 pub fn gzip(tar: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    compressed(tar, Compression::fast())
+}
+
+/// The same at the level that builders of images use: smaller, and slower to make.
+pub fn gzip_as_builders_do(tar: &[u8]) -> Vec<u8> {
+    compressed(tar, Compression::default())
+}
+
+fn compressed(tar: &[u8], level: Compression) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), level);
     std::io::Write::write_all(&mut encoder, tar).unwrap();
     encoder.finish().unwrap()
 }

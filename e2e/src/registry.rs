@@ -24,6 +24,19 @@ pub struct Registry {
     auth: RegistryAuth,
 }
 
+/// A blob that the registry has.
+#[derive(Debug, Clone)]
+pub struct Pushed {
+    pub digest: String,
+    pub size: u64,
+}
+
+impl Pushed {
+    fn descriptor(&self, media_type: &str) -> Value {
+        json!({ "mediaType": media_type, "digest": self.digest, "size": self.size })
+    }
+}
+
 /// Who may read and write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegistryAuth {
@@ -82,6 +95,20 @@ impl Registry {
 
     /// Uploads an image under `repository:tag` and returns the digest of its manifest.
     pub fn push(&self, image: &Image, repository: &str, tag: &str, form: Form) -> String {
+        let blobs = image.layers.iter().map(|tar| self.push_blob(repository, &gzip(tar)));
+        let layers: Vec<Pushed> = blobs.collect();
+        let config = self.push_blob(repository, &image.config);
+        self.push_parts(repository, tag, form, (&config, &layers))
+    }
+
+    /// Uploads the manifest of an image whose configuration and layers are there, lowest first.
+    pub fn push_parts(
+        &self,
+        repository: &str,
+        tag: &str,
+        form: Form,
+        (config, layers): (&Pushed, &[Pushed]),
+    ) -> String {
         let (manifest_type, config_type, layer_type) = match form {
             Form::Oci => (
                 "application/vnd.oci.image.manifest.v1+json",
@@ -94,15 +121,11 @@ impl Registry {
                 "application/vnd.docker.image.rootfs.diff.tar.gzip",
             ),
         };
-        let layers: Vec<Value> = image
-            .layers
-            .iter()
-            .map(|tar| self.push_blob(repository, &gzip(tar), layer_type))
-            .collect();
+        let layers: Vec<Value> = layers.iter().map(|it| it.descriptor(layer_type)).collect();
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": manifest_type,
-            "config": self.push_blob(repository, &image.config, config_type),
+            "config": config.descriptor(config_type),
             "layers": layers,
         });
         self.push_manifest(repository, tag, manifest_type, &manifest)
@@ -152,7 +175,8 @@ impl Registry {
         mirror(certs_d, hosts, &self.address);
     }
 
-    fn push_blob(&self, repository: &str, bytes: &[u8], media_type: &str) -> Value {
+    /// Uploads a configuration or a layer as it is.
+    pub fn push_blob(&self, repository: &str, bytes: &[u8]) -> Pushed {
         let digest = digest(bytes);
         let begun = self.request("POST", &format!("/v2/{repository}/blobs/uploads/"), &[], &[]);
         assert_eq!(begun.status, 202, "begin an upload to {repository}");
@@ -161,7 +185,7 @@ impl Registry {
         let path = format!("{path}&digest={digest}");
         let done = self.request("PUT", &path, &["Content-Type: application/octet-stream"], bytes);
         assert_eq!(done.status, 201, "upload {digest}");
-        json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() })
+        Pushed { digest, size: bytes.len() as u64 }
     }
 
     fn push_manifest(
