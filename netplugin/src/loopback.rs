@@ -7,9 +7,11 @@
 //! of this host passes to connect(2). Connections that exist do not notice when this daemon stops;
 //! the programs go with it and come back when it does.
 //!
-//! This covers TCP and connected UDP sockets. Packets of other namespaces and other hosts never pass
-//! here.
+//! Datagrams of sockets that are not connected are treated one by one, in both directions.
+//!
+//! Packets of other namespaces and other hosts never pass here.
 
+mod datagram;
 mod program;
 
 use std::fs;
@@ -25,6 +27,9 @@ use crate::sys::bpf::{self, Map};
 
 /// As many as there are TCP and UDP ports.
 const ENTRIES_MAX: u32 = 2 * 65_535;
+/// Sockets that sent to a host port without being connected, and ports each sent to; a resolver has a
+/// socket for each question under way.
+const PEERS_MAX: u32 = 8192;
 const KEY: usize = 8;
 const VALUE_IPV4: usize = 8;
 const VALUE_IPV6: usize = 20;
@@ -35,7 +40,7 @@ pub(crate) struct Loopback {
     ipv4: Map,
     ipv6: Map,
     /// Held for the programs to stay attached.
-    _links: [OwnedFd; 2],
+    _links: Vec<OwnedFd>,
 }
 
 /// A row of a table.
@@ -65,15 +70,26 @@ impl Loopback {
         let table = "create table for host ports on the loopback address at";
         let ipv4 = Map::create(KEY, VALUE_IPV4, ENTRIES_MAX).map_err(failed(table))?;
         let ipv6 = Map::create(KEY, VALUE_IPV6, ENTRIES_MAX).map_err(failed(table))?;
-        let attach = |code: Vec<u64>, hook| {
+        // The programs keep these two.
+        let peers4 = Map::of_recent(datagram::PEER_KEY_IPV4, VALUE_IPV4, PEERS_MAX);
+        let peers6 = Map::of_recent(datagram::PEER_KEY_IPV6, VALUE_IPV6, PEERS_MAX);
+        let (peers4, peers6) = (peers4.map_err(failed(table))?, peers6.map_err(failed(table))?);
+        let (ports4, ports6) = (ipv4.as_fd(), ipv6.as_fd());
+        let (peers4, peers6) = (peers4.as_fd(), peers6.as_fd());
+        let programs = [
+            (program::connect4(cookie, ports4), program::HOOK_CONNECT4),
+            (program::connect6(cookie, ports4, ports6), program::HOOK_CONNECT6),
+            (datagram::send4(cookie, ports4, peers4), datagram::HOOK_SEND4),
+            (datagram::send6(cookie, ports6, peers6), datagram::HOOK_SEND6),
+            (datagram::receive4(cookie, peers4), datagram::HOOK_RECEIVE4),
+            (datagram::receive6(cookie, peers4, peers6), datagram::HOOK_RECEIVE6),
+        ];
+        let attach = |(code, hook): (Vec<u64>, u32)| {
             bpf::load(&code, hook)
                 .and_then(|program| bpf::attach(program.as_fd(), cgroup.as_fd(), hook))
                 .map_err(failed("attach program for host ports on the loopback address to"))
         };
-        let connect4 = program::connect4(cookie, ipv4.as_fd());
-        let connect6 = program::connect6(cookie, ipv4.as_fd(), ipv6.as_fd());
-        let links =
-            [attach(connect4, program::HOOK_CONNECT4)?, attach(connect6, program::HOOK_CONNECT6)?];
+        let links = programs.into_iter().map(attach).collect::<Result<_, _>>()?;
         Ok(Loopback { ipv4, ipv6, _links: links })
     }
 

@@ -40,6 +40,12 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
+    /// Of the only request there was, without an explanation.
+    #[cfg(test)]
+    pub(crate) fn of(errno: i32) -> Refusal {
+        Refusal { index: 0, errno, detail: None }
+    }
+
     pub(crate) fn into_error(self, stage: &'static str, object: impl Into<String>) -> Error {
         Error::Kernel {
             stage,

@@ -5,7 +5,10 @@ use super::encode::{Batch, comment_data, get_element};
 use super::ruleset::{self, Pod, Settings};
 use crate::error::Error;
 use crate::netlink::netfilter::{Header, Writer};
-use crate::netlink::socket::{Channel, Family, attributes_of};
+use crate::netlink::socket::{Channel, Family, Refusal, attributes_of};
+
+/// Why a kernel refuses everything there is to say about tables.
+const NO_NF_TABLES: &str = "does this kernel have nf_tables? try modprobe nf_tables";
 
 /// The daemon's table in the kernel.
 pub(crate) struct Nft {
@@ -128,7 +131,7 @@ impl Nft {
         match refusal {
             None => Ok(Some(answer)),
             Some(refusal) if refusal.errno == libc::ENOENT => Ok(None),
-            Some(refusal) => Err(refusal.into_error("look into table", self.table.as_str())),
+            Some(refusal) => Err(question_failed(refusal, &self.table)),
         }
     }
 
@@ -191,8 +194,35 @@ impl Nft {
                     .get(refusal.index)
                     .cloned()
                     .unwrap_or_else(|| ("commit to table", table.to_owned()));
-                Err(refusal.into_error(stage, object))
+                Err(transaction_failed(refusal, stage, object))
             }
+        }
+    }
+}
+
+/// A kernel with netfilter's netlink and without nf_tables finds such a question invalid.
+fn question_failed(refusal: Refusal, table: &str) -> Error {
+    refusal.into_error("look into table", table).hint(libc::EINVAL, NO_NF_TABLES)
+}
+
+/// The same kernel does not support the first message of any transaction.
+fn transaction_failed(refusal: Refusal, stage: &'static str, object: String) -> Error {
+    refusal.into_error(stage, object).hint(libc::EOPNOTSUPP, NO_NF_TABLES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_nf_tables_is_told_as_one() {
+        let transaction = |errno| transaction_failed(Refusal::of(errno), "add table", "t".into());
+        let question = |errno| question_failed(Refusal::of(errno), "t");
+        for error in [transaction(libc::EOPNOTSUPP), question(libc::EINVAL)] {
+            assert!(error.to_string().ends_with("try modprobe nf_tables"), "{error}");
+        }
+        for error in [transaction(libc::EINVAL), question(libc::EPERM)] {
+            assert!(!error.to_string().contains("modprobe"), "{error}");
         }
     }
 }

@@ -11,6 +11,7 @@ const PROGRAM_LOAD: libc::c_int = 5;
 const LINK_CREATE: libc::c_int = 28;
 
 const MAP_TYPE_HASH: u32 = 1;
+const MAP_TYPE_LRU_HASH: u32 = 9;
 /// Memory for pairs that are there, not for all that could be.
 const MAP_F_NO_PREALLOC: u32 = 1;
 const PROGRAM_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
@@ -29,12 +30,26 @@ pub(crate) struct Map {
 impl Map {
     /// Creates a table for at most `entries` pairs of these sizes in bytes.
     pub(crate) fn create(key_size: usize, value_size: usize, entries: u32) -> io::Result<Map> {
+        Map::of(MAP_TYPE_HASH, MAP_F_NO_PREALLOC, (key_size, value_size), entries)
+    }
+
+    /// The same, for programs to fill: beyond so many, what was not used for longest goes.
+    pub(crate) fn of_recent(key_size: usize, value_size: usize, entries: u32) -> io::Result<Map> {
+        Map::of(MAP_TYPE_LRU_HASH, 0, (key_size, value_size), entries)
+    }
+
+    fn of(
+        kind: u32,
+        flags: u32,
+        (key_size, value_size): (usize, usize),
+        entries: u32,
+    ) -> io::Result<Map> {
         let mut attributes: Attributes = [0; 32];
-        attributes[0] = MAP_TYPE_HASH;
+        attributes[0] = kind;
         attributes[1] = key_size as u32;
         attributes[2] = value_size as u32;
         attributes[3] = entries;
-        attributes[4] = MAP_F_NO_PREALLOC;
+        attributes[4] = flags;
         // SAFETY: this command has no pointers among its attributes.
         let fd = unsafe { descriptor(MAP_CREATE, &attributes)? };
         Ok(Map { fd, key_size, value_size })

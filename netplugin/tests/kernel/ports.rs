@@ -103,6 +103,41 @@ fn udp_follows_the_port_from_one_pod_to_the_next() {
 }
 
 #[test]
+fn datagrams_of_sockets_that_are_not_connected_find_the_loopback_host_ports() {
+    on_a_host(|host| {
+        let network = host.network(&["10.9.0.0/24", "fd00:9::/64"]);
+        let udp = PortMapping { protocol: Protocol::Udp, ..tcp(5353, 53) };
+        let pod = network.attach(&request_with("pod", vec![udp])).unwrap();
+        assert_eq!(network.shortcomings(), Vec::<String>::new());
+        let server = inside(&pod.netns, || UdpSocket::bind("[::]:53").unwrap());
+        let patience = Some(Duration::from_secs(2));
+        server.set_read_timeout(patience).unwrap();
+        let pod4 = pod.addresses[0].ip();
+        for (bind, to, from) in [
+            ("0.0.0.0:0", "127.0.0.1:5353", "127.0.0.1:5353"),
+            ("[::]:0", "[::1]:5353", "[::1]:5353"),
+            ("[::]:0", "[::ffff:127.0.0.1]:5353", "[::ffff:127.0.0.1]:5353"),
+            // Who speaks to the pod itself hears the pod itself.
+            ("0.0.0.0:0", &format!("{pod4}:53"), &format!("{pod4}:53")),
+        ] {
+            let (answer, said) = inside(&own_netns(), || {
+                let client = UdpSocket::bind(bind).unwrap();
+                client.set_read_timeout(patience).unwrap();
+                client.send_to(b"question", to).unwrap();
+                let mut buffer = [0; 64];
+                let (_, asked_by) = server
+                    .recv_from(&mut buffer)
+                    .unwrap_or_else(|error| panic!("{to} leads elsewhere: {error}"));
+                server.send_to(b"answer", asked_by).unwrap();
+                let (length, from) = client.recv_from(&mut buffer).unwrap();
+                (buffer[..length].to_vec(), from.to_string())
+            });
+            assert_eq!((answer.as_slice(), said.as_str()), (&b"answer"[..], from), "{to}");
+        }
+    });
+}
+
+#[test]
 fn the_loopback_address_has_the_host_ports_too_and_only_on_the_host() {
     on_a_host(|host| {
         let network = host.network(&["10.9.0.0/24", "fd00:9::/64"]);
