@@ -76,6 +76,7 @@ pub(crate) async fn revive(ctx: &Arc<Ctx>, sandbox: &Sandbox) -> Result<Option<S
     let Some(pause) = kept.get(&sandbox.id) else { return Ok(None) };
     let shim = ctx.shims.spawn(sandbox.id.as_str(), &ctx.sandbox_dir(&sandbox.id)).await?;
     shim.adopt(pause).await?;
+    ctx.entrust(&shim, &sandbox.id, &sandbox.id);
     let snapshot = ctx.world.snapshot();
     for container in snapshot.containers_of(&sandbox.id) {
         let runs = matches!(container.phase, Phase::Running { .. });
@@ -83,6 +84,9 @@ pub(crate) async fn revive(ctx: &Arc<Ctx>, sandbox: &Sandbox) -> Result<Option<S
             Some(held) => shim.adopt(held).await.is_ok(),
             None => false,
         };
+        if adopted {
+            ctx.entrust(&shim, &sandbox.id, &container.id);
+        }
         if !adopted {
             end(ctx, &container.cgroups_path).await;
             state_changes::lost(ctx, &container.id)?;

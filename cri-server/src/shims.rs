@@ -17,7 +17,7 @@ use crate::sandbox::state::Phase;
 
 /// How long a shim may take to answer a daemon that has just started. A shim answers within
 /// milliseconds or is wedged, and a wedged one must not hold up the node.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A shim that lives and does not answer is asked again, ever more rarely: the node may just be
 /// overloaded, and nothing of the pod is touched meanwhile.

@@ -109,7 +109,7 @@ impl Shim {
     }
 
     /// What an older shim would pass over is refused by name.
-    fn speaks(&self, version: u32, id: &str, stage: &str) -> Result<(), Error> {
+    pub(crate) fn speaks(&self, version: u32, id: &str, stage: &str) -> Result<(), Error> {
         match self.version() {
             spoken if spoken >= version => Ok(()),
             spoken => {

@@ -4,6 +4,7 @@ mod client;
 mod error;
 mod held;
 mod holder;
+mod record;
 mod request;
 mod session;
 mod shims;

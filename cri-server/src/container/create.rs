@@ -262,7 +262,9 @@ async fn bring_up(
         Phase::Creating => Some(Phase::Created { pid }),
         // It has ended already.
         _ => None,
-    })
+    })?;
+    ctx.entrust(&shim, &sandbox.id, &container.id);
+    Ok(())
 }
 
 /// A privileged container has no filter, whatever it asks for.

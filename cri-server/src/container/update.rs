@@ -46,7 +46,9 @@ pub(crate) async fn update(ctx: Arc<Ctx>, id: String, change: Resources) -> Resu
     ctx.change_container(&container.id, |container| {
         container.spec.resources = resources;
         true
-    })
+    })?;
+    ctx.entrust(&shim, &container.sandbox_id, &container.id);
+    Ok(())
 }
 
 /// On cgroup v2 a limit below what is in use kills; v1 refuses it by itself.

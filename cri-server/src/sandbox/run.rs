@@ -187,7 +187,8 @@ async fn bring_up(
         write_files(ctx, &sandbox, dir)?;
     }
     timeline.enter("ready");
-    ctx.change_sandbox(&sandbox.id, |known| {
+    let id = sandbox.id.clone();
+    ctx.change_sandbox(&id, |known| {
         known.addresses = sandbox.addresses;
         known.pause_pid = pause_pid;
         // Pause may have ended already; then the sandbox has failed.
@@ -195,7 +196,9 @@ async fn bring_up(
             known.phase = Phase::Ready;
         }
         true
-    })
+    })?;
+    ctx.entrust(&shim, &id, &id);
+    Ok(())
 }
 
 /// Known at once, so that the way down finds it.

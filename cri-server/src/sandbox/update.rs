@@ -10,6 +10,7 @@ use crate::container::oci_spec;
 use crate::container::spec::Resources;
 use crate::container::update::merged;
 use crate::error::Error;
+use crate::shims::Reach;
 
 /// What the call gives; absent is «leave as it is».
 #[derive(Debug, Default)]
@@ -46,7 +47,11 @@ pub(crate) async fn update(ctx: Arc<Ctx>, id: String, given: Given) -> Result<()
         known.spec.overhead = next.spec.overhead;
         known.spec.resources = next.spec.resources;
         true
-    })
+    })?;
+    if let Reach::Live(shim) = ctx.reach(&id).await {
+        ctx.entrust(&shim, &id, &id);
+    }
+    Ok(())
 }
 
 /// Writes the pod's limits to its cgroup, unless that is the kubelet's, which does so itself.

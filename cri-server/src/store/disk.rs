@@ -60,6 +60,22 @@ where
     replace(path, &bytes)
 }
 
+/// A record as it is on disk, for a shim to keep.
+pub(crate) fn raw_record(path: &Path) -> Result<Vec<u8>, DiskError> {
+    fs::read(path).map_err(io_error("read", path))
+}
+
+/// Puts a record back that a shim has kept.
+pub(crate) fn restore_record<T: DeserializeOwned>(
+    path: &Path,
+    kind: &str,
+    bytes: &[u8],
+) -> Result<T, DiskError> {
+    let value = parse(path, kind, bytes)?;
+    replace(path, bytes)?;
+    Ok(value)
+}
+
 fn unknown_fields<T: DeserializeOwned + Serialize>(
     path: &Path,
     kind: &str,
@@ -78,7 +94,11 @@ fn read_body<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<T, DiskErro
     if size > RECORD_MAX {
         return Err(damaged(format!("it has {size} bytes, at most {RECORD_MAX} are read")));
     }
-    let bytes = fs::read(path).map_err(io_error("read", path))?;
+    parse(path, kind, &fs::read(path).map_err(io_error("read", path))?)
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, kind: &str, bytes: &[u8]) -> Result<T, DiskError> {
+    let damaged = |problem: String| DiskError::Damaged { path: path.to_owned(), problem };
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let end = end.ok_or_else(|| damaged("it has no header line".into()))?;
     let (head, body) = (&bytes[..end], &bytes[end + 1..]);

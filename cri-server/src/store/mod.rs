@@ -4,4 +4,5 @@
 pub(crate) mod disk;
 pub(crate) mod operations;
 pub(crate) mod recover;
+pub(crate) mod restore;
 pub(crate) mod world;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::disk;
 use super::world::Snapshot;
+use super::{disk, restore};
 use crate::app::Ctx;
 use crate::container::{self, Container};
 use crate::id::Id;
@@ -15,7 +15,7 @@ use crate::sandbox::state::Phase;
 use crate::sandbox::{Sandbox, teardown};
 
 /// The name of a record that could not be read.
-const QUARANTINED: &str = "record.quarantined";
+pub(super) const QUARANTINED: &str = "record.quarantined";
 
 /// Reads every record below `pods`. Fast: nothing here asks a shim or the kernel.
 pub(crate) fn load(pods: &Path) -> Snapshot {
@@ -31,14 +31,18 @@ pub(crate) fn load(pods: &Path) -> Snapshot {
     }
     for dir in subdirectories(pods) {
         let Some(sandbox) = record::<Sandbox>(&dir, "sandbox") else { continue };
-        for bundle in subdirectories(&dir.join("containers")) {
-            if let Some(container) = record::<Container>(&bundle, "container") {
-                snapshot.containers.insert(container.id.clone(), Arc::new(container));
-            }
+        for container in containers(&dir) {
+            snapshot.containers.insert(container.id.clone(), Arc::new(container));
         }
         snapshot.sandboxes.insert(sandbox.id.clone(), Arc::new(sandbox));
     }
     snapshot
+}
+
+/// The containers on record of the pod with this directory.
+pub(super) fn containers(pod: &Path) -> Vec<Container> {
+    let bundles = subdirectories(&pod.join("containers"));
+    bundles.iter().filter_map(|bundle| record::<Container>(bundle, "container")).collect()
 }
 
 /// The ids that directories below `dir` are named by.
@@ -56,11 +60,10 @@ fn subdirectories(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Directories that were made for an object and never got its record: a crash came in between,
-/// so nothing else of it exists.
+/// so nothing else of it exists. What comes after the record, only an object has that was.
 fn without_record(dir: &Path) -> Vec<PathBuf> {
-    let empty = |dir: &PathBuf| {
-        !["record", QUARANTINED, "shim.sock"].iter().any(|name| dir.join(name).exists())
-    };
+    let later = ["record", QUARANTINED, "shim.sock", "config.json"];
+    let empty = |dir: &PathBuf| !later.iter().any(|name| dir.join(name).exists());
     subdirectories(dir).into_iter().filter(empty).collect()
 }
 
@@ -89,6 +92,7 @@ fn record<T: serde::de::DeserializeOwned>(dir: &Path, kind: &str) -> Option<T> {
 
 /// Goes on where the last daemon stopped. What may take long is done in the background.
 pub(crate) async fn resume(ctx: &Arc<Ctx>) {
+    restore::restore(ctx).await;
     let snapshot = ctx.world.snapshot();
     for sandbox in snapshot.sandboxes.values() {
         match sandbox.phase {

@@ -250,14 +250,56 @@ async fn a_shim_that_does_not_answer_keeps_its_pod_until_it_is_stopped() {
 }
 
 #[tokio::test]
-async fn a_damaged_record_costs_its_pod_nothing_and_the_pod_can_be_removed() {
+async fn records_that_were_lost_or_damaged_come_back_from_the_shim() {
+    let mut node = Node::with_busybox().await;
+    let pod = node.run_pod(pod("damaged")).await;
+    let container = pod.start(&sleeper("main")).await;
+    let ended = pod.start(&container_that_ends("ended")).await;
+    let exit = ended.exited().await;
+    let other = node.run_pod(e2e::pod("whole")).await;
+    let bare = other.start(&sleeper("bare")).await;
+    let pids = [node.pid_of(&container).await, node.pid_of(&bare).await];
+    let dir = node.state_dir().join("pods").join(&pod.id);
+    let record = |pod: &str, container: &str| {
+        node.state_dir().join("pods").join(pod).join("containers").join(container).join("record")
+    };
+    let before = (pod.status().await, container.status().await);
+    let records = [record(&pod.id, &ended.id), record(&other.id, &bare.id)];
+    node.kill9();
+    fs::write(dir.join("record"), "rubbish").unwrap();
+    records.iter().for_each(|record| fs::remove_file(record).unwrap());
+    node.spawn().await;
+    // At once: nobody may take the pod for gone.
+    assert_eq!((pod.status().await, container.status().await), before);
+    assert_eq!(other.status().await.state(), SandboxReady);
+    assert_eq!([node.pid_of(&container).await, node.pid_of(&bare).await], pids);
+    assert_eq!(container.shell("echo inside").await, "inside");
+    assert_eq!(bare.shell("echo inside").await, "inside");
+    assert_eq!(ended.exited().await.exit_code, exit.exit_code);
+    assert!(!dir.join("record.quarantined").exists());
+
+    bare.stop(0).await;
+    bare.remove().await;
+    pod.stop().await;
+    assert_eq!(pod.status().await.state(), SandboxNotready);
+    assert!(!fs::exists(format!("/proc/{}/exe", pids[0])).unwrap_or(false), "the workload is gone");
+    pod.remove().await;
+    assert!(!dir.exists());
+    other.remove().await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_damaged_record_that_no_shim_has_costs_nobody_else_and_its_pod_can_be_removed() {
     let mut node = Node::with_busybox().await;
     let pod = node.run_pod(pod("damaged")).await;
     let container = pod.start(&sleeper("main")).await;
     let pid = node.pid_of(&container).await;
     let other = node.run_pod(e2e::pod("whole")).await;
     let dir = node.state_dir().join("pods").join(&pod.id);
+    let shim = node.shim_of(&pod);
     node.kill9();
+    kill_process(Pid::from_raw(shim).unwrap(), Signal::KILL).unwrap();
     fs::write(dir.join("record"), "rubbish").unwrap();
     node.spawn().await;
     assert_eq!(other.status().await.state(), SandboxReady);

@@ -38,7 +38,7 @@ pub struct Spilled {
 pub struct Call {
     #[prost(
         oneof = "Ask",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25"
     )]
     pub ask: Option<Ask>,
 }
@@ -106,6 +106,14 @@ pub enum Ask {
     /// To the successor of a dead shim, with the descriptors of `Held`; the sandbox comes first.
     #[prost(message, tag = "23")]
     Adopt(Held),
+    // Since version 4.
+    /// The daemon's record of a container or the sandbox, to be kept in case the daemon loses it. Descriptor: a file
+    /// with it, which the shim never reads; the last one counts.
+    #[prost(message, tag = "24")]
+    Remember(Target),
+    /// Descriptor in the answer: what was to be remembered.
+    #[prost(message, tag = "25")]
+    Recall(Target),
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]

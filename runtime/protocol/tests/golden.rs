@@ -198,12 +198,21 @@ fn third() -> Vec<(&'static str, Packet)> {
     ]
 }
 
+/// What version 4 added.
+fn fourth() -> Vec<(&'static str, Packet)> {
+    vec![
+        ("call remember", Packet::call(1, Ask::Remember(target("c")))),
+        ("call recall", Packet::call(1, Ask::Recall(target("c")))),
+    ]
+}
+
 /// Every version since the first, with its file: a file of a version that was released is never edited.
 fn versions() -> Vec<(Vec<(&'static str, Packet)>, &'static str)> {
     vec![
         (first(), include_str!("golden/1.txt")),
         (second(), include_str!("golden/2.txt")),
         (third(), include_str!("golden/3.txt")),
+        (fourth(), include_str!("golden/4.txt")),
     ]
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Member {
     /// Adopted and ended: when its exit code is given up on.
     pub(crate) code_by: Option<Instant>,
     pub(crate) bundle: PathBuf,
+    /// The daemon's record of it: a file that is never read here.
+    pub(crate) record: Option<OwnedFd>,
     /// Made by an external runtime: the runtime and the bundle.
     pub(crate) handler: Option<External>,
     pub(crate) counters: Arc<Counters>,
@@ -114,6 +116,7 @@ impl Member {
             adopted: None,
             code_by: None,
             bundle: PathBuf::new(),
+            record: None,
             handler: None,
             counters: Arc::default(),
             paused: false,

@@ -172,6 +172,8 @@ fn dispatch(pod: &mut Pod, link: u32, packet: Packet, mut fds: Vec<OwnedFd>) {
         Some(Ask::Resize(ask)) => pod.resize(caller, &ask),
         Some(Ask::Hold(target)) => pod.hold(caller, &target.id),
         Some(Ask::Adopt(held)) => pod.adopt(caller, held, fds),
+        Some(Ask::Remember(target)) => pod.remember(caller, &target.id, fds.pop()),
+        Some(Ask::Recall(target)) => pod.recall(caller, &target.id),
         // A call of a newer daemon: say so, so that it can do without.
         None => {
             pod.links.fail(caller, Kind::Unsupported, "call", "this shim is older than the call")

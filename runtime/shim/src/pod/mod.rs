@@ -5,6 +5,7 @@ mod create;
 mod end;
 mod handler;
 mod pause;
+mod record;
 mod session;
 mod stream;
 
