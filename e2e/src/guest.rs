@@ -45,6 +45,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Guest {
     dir: PathBuf,
+    /// Added to [`KERNEL_OPTIONS`].
+    kernel: &'static str,
     _only: File,
 }
 
@@ -82,7 +84,12 @@ impl Guest {
         if !dir.exists() {
             make(&dir);
         }
-        Some(Self { dir, _only: only })
+        Some(Self { dir, kernel: "", _only: only })
+    }
+
+    /// With more options for its kernel.
+    pub fn with_kernel(self, options: &'static str) -> Self {
+        Self { kernel: options, ..self }
     }
 
     /// Boots, runs test binaries one after another, and waits for the end. The output is shown
@@ -132,7 +139,7 @@ impl Guest {
             .arg(self.dir.join("vmlinuz"))
             .arg("-initrd")
             .arg(self.dir.join("initrd"))
-            .args(["-append", KERNEL_OPTIONS])
+            .args(["-append", &format!("{KERNEL_OPTIONS} {}", self.kernel)])
             .arg("-drive")
             .arg(format!("{},snapshot=on", disk(&self.dir.join("root.img"))))
             .arg("-drive")

@@ -9,6 +9,7 @@ use rustix::mount::{FsOpenFlags, fsopen};
 
 use crate::config::Config;
 use crate::network::mode::Mode;
+use crate::selinux;
 
 /// Facts about one node; `None` where the node would not tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub(super) struct Facts {
     pub(super) plugins: Result<Vec<String>, String>,
     pub(super) apparmor: bool,
     pub(super) apparmor_parser: bool,
-    pub(super) selinux: bool,
+    pub(super) selinux: selinux::Node,
     /// Whether this process sees the mounts that init sees.
     pub(super) hosts_mounts: Option<bool>,
     /// Whether mounts made below `/` reach other mount namespaces.
@@ -97,7 +98,7 @@ pub(super) fn read(config: &Config) -> Facts {
         apparmor_parser: ["/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"]
             .iter()
             .any(|path| Path::new(path).exists()),
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        selinux: selinux::Node::look(),
         hosts_mounts: same_mounts_as_init(),
         root_is_shared: root_propagation(&mounts),
         root_dir: directory(&config.root),

@@ -2,6 +2,7 @@
 
 use super::facts::{Cgroups, Directory, Facts};
 use crate::network::mode::Mode;
+use crate::selinux::Node;
 
 /// Linux before this lacks what we build on without a fallback: the mount API with attributes,
 /// clone3 into a cgroup and pidfds that can be waited for.
@@ -298,8 +299,15 @@ fn apparmor(facts: &Facts) -> Finding {
 }
 
 fn selinux(facts: &Facts) -> Finding {
-    let says = if facts.selinux { "enabled" } else { "not enabled; labels are not set" };
-    Finding::fine("SELinux", says.to_owned())
+    match &facts.selinux {
+        Node::Off => Finding::fine("SELinux", "not enabled; labels are not set".to_owned()),
+        Node::On(_) => Finding::fine("SELinux", "enabled; containers are labelled".to_owned()),
+        Node::WithoutPolicy(file) => Finding::lacking(
+            "SELinux",
+            format!("enabled, but {} names no labels of containers: they get none", file.display()),
+            "install the distribution's container-selinux",
+        ),
+    }
 }
 
 fn mounts(facts: &Facts) -> Finding {

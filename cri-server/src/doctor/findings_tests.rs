@@ -30,7 +30,7 @@ fn healthy() -> Facts {
         plugins: Ok(vec!["cluster".to_owned()]),
         apparmor: true,
         apparmor_parser: true,
-        selinux: false,
+        selinux: crate::selinux::Node::Off,
         hosts_mounts: Some(true),
         root_is_shared: Some(true),
         root_dir: directory("/var/lib/lapstrake", 0xef53),

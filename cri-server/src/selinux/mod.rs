@@ -24,7 +24,7 @@ const SELINUXFS: &str = "/sys/fs/selinux";
 const ETC: &str = "/etc/selinux";
 
 /// What the node has of it.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Node {
     /// The kernel looks at no labels.
     Off,

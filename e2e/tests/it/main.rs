@@ -38,6 +38,7 @@ mod refused;
 mod resources;
 mod sandbox_lifecycle;
 mod scopes;
+mod selinux;
 mod sharing;
 mod smoke;
 mod stats;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use e2e::guest::{Guest, Tests};
+use e2e::guest::{Guest, Outcome, Tests};
 
 /// A boot and a few short tests take half a minute on an idle machine, many on a crowded one.
 const CORE_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -50,6 +50,18 @@ fn the_suite_holds_in_a_guest() {
     arguments.extend(HOST_ONLY);
     arguments.extend(filter.split_whitespace());
     passes_in_a_guest(&arguments, SUITE_LIMIT);
+}
+
+#[test]
+#[ignore = "takes long: `make test-vm` runs it"]
+fn labels_hold_in_a_guest_with_selinux() {
+    const KERNEL: &str = "security=selinux selinux=1 enforcing=0";
+    let Some(guest) = Guest::prepared() else { return };
+    let tests = Tests { file: std::env::current_exe().unwrap(), arguments: &["selinux::"] };
+    let outcome = guest.with_kernel(KERNEL).run(&[tests], CORE_LIMIT);
+    let Outcome { exit, output, console } = outcome;
+    assert_eq!(exit, Some(0), "the tests in the guest: {output}\nits console: {console}");
+    assert!(!output.contains("SKIPPED"), "{output}");
 }
 
 #[test]
