@@ -20,6 +20,16 @@ const RESIDENT_PODS: usize = 60;
 /// Containerd's time to list the numbers of those, by ours: at least.
 const NUMBERS_BOUND: f64 = 30.0;
 
+/// ExecSync of `true`: our time by containerd's, at most.
+const EXEC_BOUND: f64 = 0.1;
+
+/// What a container logs per second, ours by containerd's, at least.
+const LOG_BOUND: f64 = 8.0;
+
+/// Of a log that is written as fast as the runtime takes it, in lines of 100 bytes.
+const LOG_BYTES: usize = 64 << 20;
+const LOG_ROUNDS: usize = 5;
+
 /// Pods of a node that is as full as they get, for which the next two hold.
 const CROWD: usize = 300;
 
@@ -57,11 +67,17 @@ async fn main() {
         }
     }
     if let (Some(ours), Some(theirs)) = (ours, theirs) {
-        let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
+        let ratio = theirs.numbers_ms / ours.numbers_ms;
         let holds = verdict(ratio >= NUMBERS_BOUND);
         println!(
-            "numbers of {RESIDENT_PODS} containers, containerd's time by ours: {ratio:.1} (bound {NUMBERS_BOUND}: {holds})\n"
+            "numbers of {RESIDENT_PODS} containers, containerd's time by ours: {ratio:.1} (bound {NUMBERS_BOUND}: {holds})"
         );
+        let ratio = ours.exec_ms / theirs.exec_ms;
+        let holds = verdict(ratio <= EXEC_BOUND);
+        println!("ExecSync, our time by containerd's: {ratio:.3} (bound {EXEC_BOUND}: {holds})");
+        let ratio = ours.log_mib / theirs.log_mib;
+        let holds = verdict(ratio >= LOG_BOUND);
+        println!("log throughput, ours by containerd's: {ratio:.1} (bound {LOG_BOUND}: {holds})\n");
     }
     if wanted("crowd") {
         crowd().await;
@@ -100,24 +116,31 @@ async fn crowd() {
     node.finish().await;
 }
 
-/// The time that the numbers of all containers take.
-async fn measure_ours() -> Duration {
+/// What two runtimes are compared by; medians.
+struct Measured {
+    numbers_ms: f64,
+    exec_ms: f64,
+    /// Per second.
+    log_mib: f64,
+}
+
+async fn measure_ours() -> Measured {
     let ours = Node::with_busybox().await;
     let shims = || {
         let pids = ours.scope.pids(ours.pid()).into_iter();
         pids.filter(|pid| host::comm(*pid).starts_with("lapstrake-shim")).collect()
     };
-    let numbers = measure("lapstrake", &ours.cri, ours.pid().unwrap(), &shims, "").await;
+    let measured = measure("lapstrake", &ours.cri, ours.pid().unwrap(), &shims, "").await;
     ours.finish().await;
 
     for name in ["lapstrake", "lapstrake-shim", "lapstrake-oci", "lapstrake-bridge"] {
         let size = fs::metadata(e2e::node::binary(name)).unwrap().len();
         println!("{name:20} {:8.1} MiB on disk", size as f64 / f64::from(1 << 20));
     }
-    numbers
+    measured
 }
 
-/// The median time that the numbers of all containers take. `parent`: a cgroup for the pods; containerd has numbers only
+/// `parent`: a cgroup for the pods; containerd has numbers only
 /// of pods with one.
 async fn measure(
     name: &str,
@@ -125,7 +148,7 @@ async fn measure(
     daemon: i32,
     shims: &dyn Fn() -> Vec<i32>,
     parent: &str,
-) -> Duration {
+) -> Measured {
     let mut times = Times::default();
     round(cri, "warm-up", &mut times).await;
     times.0.clear();
@@ -134,6 +157,9 @@ async fn measure(
     }
     println!("{name}");
     times.print();
+    let exec_ms = times.at(EXEC_SYNC, 50);
+    let log_mib = log_throughput(cri).await;
+    println!("  log {log_mib:.0} MiB/s in lines of 100 bytes");
 
     let mut resident = Vec::new();
     for number in 0..RESIDENT_PODS {
@@ -157,7 +183,40 @@ async fn measure(
         pod.stop().await;
         pod.remove().await;
     }
-    Duration::from_secs_f64(asked.at(CONTAINERS_STATS, 50) / 1e3)
+    Measured { numbers_ms: asked.at(CONTAINERS_STATS, 50), exec_ms, log_mib }
+}
+
+/// How fast a container can log: from its start until it has ended, which it is said to have when its log is written.
+async fn log_throughput(cri: &Cri) -> f64 {
+    // In memory: a disk would be what is measured.
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let line = format!("{}\n", "x".repeat(99));
+    fs::write(dir.path().join("lines"), line.repeat(LOG_BYTES / line.len())).unwrap();
+    let mut spec = pod("log");
+    spec.config.log_directory = dir.path().join("logs").display().to_string();
+    fs::create_dir(dir.path().join("logs")).unwrap();
+    let pod = Pod::run(cri, spec).await.expect("RunPodSandbox");
+    let mut speeds = Vec::new();
+    for round in 0..LOG_ROUNDS {
+        let spec = container(&format!("log-{round}"), image::BUSYBOX)
+            .command(&["cat", "/data/lines"])
+            .mount(&dir.path().display().to_string(), "/data", true);
+        let container = pod.create(&spec).await;
+        let began = Instant::now();
+        container.start().await;
+        while container.state().await != cri::ContainerState::ContainerExited {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let took = began.elapsed();
+        let written = fs::metadata(&container.log).unwrap().len();
+        assert!(written > LOG_BYTES as u64, "{written} bytes of log");
+        fs::remove_file(&container.log).unwrap();
+        speeds.push(LOG_BYTES as f64 / f64::from(1 << 20) / took.as_secs_f64());
+    }
+    pod.stop().await;
+    pod.remove().await;
+    speeds.sort_by(f64::total_cmp);
+    speeds[LOG_ROUNDS / 2]
 }
 
 /// How much of a core a process uses when nobody asks it for anything: half a minute of it.
@@ -173,6 +232,7 @@ async fn cpu_share(pid: i32) -> f64 {
     (used() - before) / began.elapsed().as_secs_f64()
 }
 
+const EXEC_SYNC: &str = "4 ExecSync";
 const CONTAINERS_STATS: &str = "1 ListContainerStats";
 const PODS_STATS: &str = "2 ListPodSandboxStats";
 
@@ -198,7 +258,7 @@ async fn round(cri: &Cri, name: &str, times: &mut Times) {
     let spec = sleeper();
     let container = times.of("2 CreateContainer", pod.create(&spec)).await;
     times.of("3 StartContainer", container.start()).await;
-    let done = times.of("4 ExecSync", container.try_exec(&["true"], 10)).await;
+    let done = times.of(EXEC_SYNC, container.try_exec(&["true"], 10)).await;
     assert_eq!(done.unwrap().exit_code, 0);
     let status = cri::ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
     times.of("5 ContainerStatus", cri.runtime.clone().container_status(status)).await.unwrap();

@@ -12,6 +12,10 @@ const ID: &str = "bench-pod";
 const EXECS: usize = 100;
 /// After so many the shim must look as before.
 const MANY_EXECS: usize = 500;
+/// What the shim of an idle pod with one container may take for itself.
+const PSS_BOUND_KIB: u64 = 200;
+/// A page here or there is no leak.
+const RSS_SLACK_KIB: u64 = 16;
 /// An exec'd process that leaves nothing behind.
 const LIMIT: Option<Duration> = Some(Duration::from_secs(20));
 
@@ -133,6 +137,15 @@ impl Pod {
         let after = weigh(pid);
         println!("  shim with one container: {before}");
         println!("  after {MANY_EXECS} execs:         {after}; load {}", crate::load());
+        let verdict = |holds: bool| if holds { "holds" } else { "MISSED" };
+        let small = verdict(before.pss_kib <= PSS_BOUND_KIB);
+        println!("  PSS with one container (bound {PSS_BOUND_KIB} KiB: {small})");
+        let rss = after.rss_kib.saturating_sub(before.rss_kib);
+        let same = (after.descriptors, after.threads) == (before.descriptors, before.threads);
+        let holds = verdict(same && rss <= RSS_SLACK_KIB);
+        println!(
+            "  {MANY_EXECS} execs leave the shim as it was (RSS within {RSS_SLACK_KIB} KiB: {holds})"
+        );
     }
 
     pub(crate) fn end(self) {
@@ -146,18 +159,35 @@ impl Pod {
     }
 }
 
-fn weigh(pid: i32) -> String {
+/// What a process holds.
+struct Weight {
+    pss_kib: u64,
+    rss_kib: u64,
+    descriptors: usize,
+    threads: usize,
+}
+
+impl std::fmt::Display for Weight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { pss_kib, rss_kib, descriptors, threads } = self;
+        write!(
+            f,
+            "PSS {pss_kib} KiB, RSS {rss_kib} KiB, {descriptors} descriptors, {threads} threads"
+        )
+    }
+}
+
+fn weigh(pid: i32) -> Weight {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let of = |key: &str| {
         let line = rollup.lines().find(|l| l.starts_with(key)).unwrap_or("");
-        line.split_whitespace().nth(1).unwrap_or("?").to_owned()
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap()
     };
     let count = |dir: &str| std::fs::read_dir(format!("/proc/{pid}/{dir}")).unwrap().count();
-    format!(
-        "PSS {} KiB, RSS {} KiB, {} descriptors, {} threads",
-        of("Pss:"),
-        of("Rss:"),
-        count("fd"),
-        count("task")
-    )
+    Weight {
+        pss_kib: of("Pss:"),
+        rss_kib: of("Rss:"),
+        descriptors: count("fd"),
+        threads: count("task"),
+    }
 }

@@ -110,6 +110,41 @@ impl Hierarchies {
         Ok(Joins { tasks: v1.collect::<Result<_, _>>()?, born })
     }
 
+    /// As `joins`, but in groups below that are there already, each in the hierarchies of its controllers: `(cpu, a/b)`,
+    /// or in all of them for no controller.
+    pub fn joins_below(&self, group: &str, below: &[(String, String)]) -> Result<Joins, Error> {
+        let mut joins = self.joins(group)?;
+        for (controllers, path) in below {
+            let path = format!("{group}/{}", path.trim_matches('/'));
+            check(&path)?;
+            let open = |path: PathBuf, write: bool| {
+                let file = fs::OpenOptions::new().read(!write).write(write).open(&path);
+                file.map(OwnedFd::from).map_err(|e| Error::file("open", path, e))
+            };
+            let wanted = |h: &&crate::hierarchy::Hierarchy| {
+                controllers.is_empty()
+                    || controllers.split(',').any(|name| h.controllers.iter().any(|c| c == name))
+            };
+            let mut found = false;
+            for (at, h) in self.v1.iter().enumerate().filter(|(_, h)| wanted(h)) {
+                let dir = crate::hierarchy::under(&h.mount, &path);
+                joins.tasks[at] = open(dir.join("tasks"), true)?;
+                found = true;
+            }
+            // Beside v1 hierarchies the unified one need not have what those have.
+            let unified = self.unified_dir(&path).filter(|dir| self.is_v2() || dir.is_dir());
+            if let Some(dir) = unified.filter(|_| controllers.is_empty()) {
+                joins.born = Some(open(dir, false)?);
+                found = true;
+            }
+            if !found {
+                let why = format!("no hierarchy here has the controllers {controllers:?}");
+                return Err(Error::BadPath(why));
+            }
+        }
+        Ok(joins)
+    }
+
     /// As `joins`, for a process that may not be born in a group of the host's, because its maker has the powers of
     /// a user namespace only: the v2 group is joined by writing, too, which an open file allows.
     pub fn written_joins(&self, group: &str) -> Result<Joins, Error> {

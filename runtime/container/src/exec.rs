@@ -29,6 +29,8 @@ pub struct Entry<'a> {
     /// A group inside it by which the new process' whole tree can be found and killed; made by the caller
     /// (see `cgroup::Hierarchies::create_tracker`).
     pub tracker: Option<&'a str>,
+    /// Groups below the container's that are there already: see `cgroup::Hierarchies::joins_below`.
+    pub below: &'a [(String, String)],
     pub stdio: Stdio<'a>,
     pub seccomp: Option<&'a Seccomp>,
     /// The container's.
@@ -49,7 +51,7 @@ pub fn enter(e: &Entry<'_>) -> Result<i32, Error> {
     let init = pidfd_open(init, PidfdFlags::empty()).at(STAGE, "find the container's init")?;
     let groups = match e.tracker {
         Some(tracker) => e.node.tracked_joins(e.cgroup, tracker),
-        None => e.node.joins(e.cgroup),
+        None => e.node.joins_below(e.cgroup, e.below),
     };
     let groups = groups.map_err(|e| Error::new(STAGE, e.to_string()))?;
     move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::PROCESS_ID)

@@ -134,6 +134,9 @@ pub(crate) struct ExecArgs {
     /// File with an OCI process object
     #[arg(short, long)]
     pub(crate) process: Option<PathBuf>,
+    /// [CONTROLLER,..:]PATH of a group below the container's that is there already
+    #[arg(long)]
+    pub(crate) cgroup: Vec<String>,
     #[arg(long)]
     pub(crate) cwd: Option<String>,
     #[arg(short, long)]

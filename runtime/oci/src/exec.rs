@@ -33,6 +33,7 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
     let memory_policy =
         record.memory_policy.as_ref().map(container::plan::memory_policy).transpose()?;
     let seccomp = record.seccomp.as_ref().map(seccomp::Kept::load).transpose()?;
+    let below: Vec<_> = args.cgroup.iter().map(|text| below(text)).collect();
 
     signals::block_all_signals();
     let (ours, theirs) = channel_pair()?;
@@ -43,6 +44,7 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
         node: &node,
         cgroup: &record.cgroup,
         tracker: None,
+        below: &below,
         stdio: if plan.terminal { Stdio::Terminal } else { Stdio::Pipes(stdio) },
         seccomp: seccomp.as_ref(),
         memory_policy: memory_policy.as_ref(),
@@ -92,6 +94,12 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
         master = None;
     }
     if args.detach { Ok(0) } else { terminal::attend(pid, master) }
+}
+
+/// `[CONTROLLERS:]PATH`
+fn below(text: &str) -> (String, String) {
+    let (controllers, path) = text.split_once(':').unwrap_or(("", text));
+    (controllers.to_owned(), path.to_owned())
 }
 
 fn run_creator(entry: &Entry<'_>, keep: &[i32]) -> i32 {

@@ -164,6 +164,7 @@ fn try_enter(job: &ExecJob<'_>) -> Result<(), Error> {
         node: job.node,
         cgroup: job.cgroup,
         tracker: Some(job.tracker),
+        below: &[],
         stdio: job.stdio,
         seccomp: seccomp.as_ref(),
         memory_policy: None,

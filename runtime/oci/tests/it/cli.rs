@@ -50,6 +50,33 @@ fn create_waits_and_start_lets_go() {
 }
 
 #[test]
+fn exec_can_be_put_into_a_group_below_the_containers() {
+    let Some(b) = Bundle::new("exec-below", "exec sleep 1000") else { return };
+    let (made, _) = b.oci_to_file(&["run", "-d", &b.id]);
+    assert!(made);
+    let node = cgroup::Hierarchies::detect().expect("cgroups");
+    let own = format!("/{}", b.id);
+    node.create(&format!("{own}/below")).expect("make the group");
+    let group = |args: &[&str]| {
+        let out = b.oci(&[&["exec"], args, &[&b.id, "cat", "/proc/self/cgroup"]].concat());
+        (out.status.success(), text(&out.stdout), text(&out.stderr))
+    };
+    let (ran, groups, error) = group(&["--cgroup", "/below"]);
+    assert!(ran && groups.lines().all(|line| line.ends_with("/below")), "{groups} {error}");
+    let (ran, _, error) = group(&["--cgroup", "/absent"]);
+    assert!(!ran && error.contains("absent"), "{error}");
+    let (ran, _, error) = group(&["--cgroup", "../other"]);
+    assert!(!ran && error.contains(".."), "{error}");
+    if !node.is_v2() {
+        let (ran, groups, error) = group(&["--cgroup", "pids:below"]);
+        let below = groups.lines().filter(|line| line.ends_with("/below")).count();
+        assert!(ran && below == 1, "{groups} {error}");
+    }
+    assert!(b.oci(&["delete", "-f", &b.id]).status.success());
+    assert!(!node.exists(&own), "{own} is left");
+}
+
+#[test]
 fn exec_runs_under_the_containers_confinement() {
     let Some(b) = Bundle::new("exec", "exec sleep 1000") else { return };
     // mkdir is answered with errno 99 by the profile of the container; an exec'd process must feel it too.
