@@ -199,7 +199,7 @@ fn huge_pages(
     value: fn(&runtime::cgroup::meter::HugePages) -> u64,
 ) {
     for pages in &subject.usage.reading.huge_pages {
-        emit(&[&pages.page_size], Amount::Whole(value(pages)));
+        emit(&[pages.page_size], Amount::Whole(value(pages)));
     }
 }
 

@@ -31,8 +31,11 @@ const YOUNG: Duration = Duration::from_millis(50);
 const SPAN_MIN: Duration = Duration::from_millis(25);
 
 /// What changes seldom, or costs a file each, is read at every so-manieth sample of an old cgroup:
-/// limits, pressure, devices, huge pages, counts of the memory limit.
+/// pressure, devices, huge pages, counts of the memory limit.
 const WHOLE_EVERY: u32 = 3;
+
+/// And what is only changed by order.
+const LIMITS_EVERY: u32 = 2 * WHOLE_EVERY;
 
 /// Old cgroups are read together, at most so often: each turn looks at all of them and publishes.
 const TURN: Duration = Duration::from_secs(1);
@@ -210,6 +213,8 @@ struct Metered {
     born: Instant,
     due: Instant,
     turns: u32,
+    /// Its tasks have run since it was read as a whole.
+    has_run: bool,
     limits: Limits,
     reading: Reading,
     last: Option<(Instant, u64)>,
@@ -223,6 +228,7 @@ impl Metered {
             born: now,
             due: now,
             turns: 0,
+            has_run: false,
             limits: Limits::default(),
             reading: Reading::default(),
             last: None,
@@ -238,14 +244,20 @@ impl Metered {
         is_final: bool,
     ) -> Usage {
         let age = now - self.born;
-        let whole = is_final || age < PERIOD || self.turns.is_multiple_of(WHOLE_EVERY);
-        self.turns = self.turns.wrapping_add(1);
+        let at_once = is_final || age < PERIOD;
+        let turn = self.turns;
+        self.turns = turn.wrapping_add(1);
         let (at, at_ns) = (Instant::now(), clock::now_ns());
-        if whole {
-            self.reading = self.meter.read(buffer);
+        self.has_run |= at_once || self.meter.refresh(buffer, &mut self.reading);
+        if at_once || turn.is_multiple_of(WHOLE_EVERY) {
+            if std::mem::take(&mut self.has_run) {
+                self.reading = self.meter.read(buffer);
+            } else {
+                self.meter.refresh_waits(buffer, &mut self.reading);
+            }
+        }
+        if at_once || turn.is_multiple_of(LIMITS_EVERY) {
             self.limits = self.meter.limits(buffer);
-        } else {
-            self.meter.refresh(buffer, &mut self.reading);
         }
         if let Some(total) = self.reading.cpu.total_ns {
             match self.last {

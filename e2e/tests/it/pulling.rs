@@ -229,7 +229,7 @@ async fn node_with_registry(auth: RegistryAuth) -> (Node, Registry) {
     (Node::start_with(options).await, registry)
 }
 
-fn mirrors(address: &str) -> Vec<(String, String)> {
+pub(crate) fn mirrors(address: &str) -> Vec<(String, String)> {
     ["docker.io", "registry.k8s.io"].map(|it| (it.to_owned(), address.to_owned())).to_vec()
 }
 
@@ -241,7 +241,11 @@ fn pushed_layer(registry: &Registry) -> String {
     manifest["layers"][0]["digest"].as_str().unwrap().to_owned()
 }
 
-async fn pull(node: &Node, name: &str, auth: Option<cri::AuthConfig>) -> Result<String, Status> {
+pub(crate) async fn pull(
+    node: &Node,
+    name: &str,
+    auth: Option<cri::AuthConfig>,
+) -> Result<String, Status> {
     let image = Some(cri::ImageSpec { image: name.to_owned(), ..Default::default() });
     let request = cri::PullImageRequest { image, auth, sandbox_config: None };
     Ok(node.cri.images.clone().pull_image(request).await?.into_inner().image_ref)

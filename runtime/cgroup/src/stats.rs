@@ -101,7 +101,8 @@ fn v2(dir: &Path) -> Stats {
     }
 }
 
-fn working_set(usage: Option<u64>, inactive_file: Option<u64>) -> Option<u64> {
+/// Usage less inactive file pages; an unknown part is not zero.
+pub(crate) fn working_set(usage: Option<u64>, inactive_file: Option<u64>) -> Option<u64> {
     Some(usage?.saturating_sub(inactive_file?))
 }
 

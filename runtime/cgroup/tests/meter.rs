@@ -91,13 +91,24 @@ fn a_reading_is_what_the_files_say() {
     assert_eq!(reading.processes, Some(1));
     let pid = i32::try_from(busy.child.id()).expect("a pid");
     assert_eq!(Meter::processes(&node, &busy.path, &mut buffer), [pid]);
+    // Its memory may have come to rest later than its time.
     let mut refreshed = reading.clone();
-    meter.refresh(&mut buffer, &mut refreshed);
+    while meter.refresh(&mut buffer, &mut refreshed) {
+        assert!(Instant::now() < end, "{refreshed:?}");
+    }
     assert_eq!(refreshed.cpu.total_ns, reading.cpu.total_ns, "it still sleeps");
     assert_eq!(
         refreshed.memory.limit_hits, reading.memory.limit_hits,
         "what it does not read stays"
     );
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).expect("a pid"),
+        rustix::process::Signal::KILL,
+    )
+    .expect("kill");
+    while !meter.refresh(&mut buffer, &mut refreshed) {
+        assert!(Instant::now() < end, "it ran in order to die: {refreshed:?}");
+    }
 }
 
 #[test]
@@ -189,6 +200,17 @@ fn every_controller_of_v2_is_read() {
     assert_eq!((reading.io[0].written_bytes, reading.io[0].reads), (2, 3));
     assert_eq!(reading.huge_pages[0].usage, 2 << 20);
     let limits = meter.limits(&mut buffer);
+    let write = |file: &str, text: &str| std::fs::write(group.join(file), text).expect("write");
+    write("pids.current", "4\n");
+    write("io.stat", "8:0 rbytes=1 wbytes=9 rios=3 wios=4 dbytes=0 dios=0\n");
+    let mut later = reading.clone();
+    assert!(!meter.refresh(&mut buffer, &mut later), "nobody ran");
+    assert_eq!(later, reading);
+    meter.refresh_waits(&mut buffer, &mut later);
+    assert_eq!((later.io[0].written_bytes, later.threads), (9, Some(3)));
+    write("cpu.stat", "usage_usec 31\n");
+    assert!(meter.refresh(&mut buffer, &mut later), "somebody ran");
+    assert_eq!((later.cpu.total_ns, later.threads), (Some(31_000), Some(4)));
     assert_eq!((limits.cpu_quota_us, limits.cpu_period_us), (Some(20_000), Some(100_000)));
     assert_eq!((limits.memory, limits.swap, limits.memory_reservation), (Some(4096), None, None));
 }

@@ -1,15 +1,17 @@
 //! A group that is read again and again: its directories stay open, so that a reading costs no path walk and can never be
 //! that of another group which has got the same name later.
 //!
-//! Directories and not files are held: an open file of cgroupfs keeps a page of kernel memory, and a group has a dozen.
+//! Directories are held and only two files: an open file of cgroupfs keeps a page of kernel memory, and a group has dozens.
+//! The two, of CPU time and of memory in use, are read at every turn and tell whether the others are worth it.
 
 mod parse;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Access, AtFlags, Dir, FileType, Mode, OFlags, accessat, fstat, openat};
-use rustix::io::{Errno, read};
+use rustix::io::{Errno, pread, read};
 
+use crate::stats::value;
 use crate::{Hierarchies, unit};
 pub use parse::{DeviceIo, Pressure, Stall};
 
@@ -67,7 +69,7 @@ pub struct Memory {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HugePages {
     /// As the kernel spells it: `2MB`.
-    pub page_size: String,
+    pub page_size: &'static str,
     pub usage: u64,
     /// Absent on v2, which does not keep it.
     pub peak: Option<u64>,
@@ -90,6 +92,7 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Meter {
     layout: Layout,
+    vital: Vital,
     /// Which of [`PAGE_SIZES`] this node has: to try the others each time would cost more than to read these.
     page_sizes: Vec<&'static str>,
 }
@@ -102,6 +105,15 @@ impl Default for Buffer {
     fn default() -> Self {
         Self(vec![0; BUFFER])
     }
+}
+
+/// What is read so often that it stays open.
+#[derive(Debug)]
+struct Vital {
+    /// v1: `cpuacct.usage`; v2: `cpu.stat`.
+    cpu: Option<OwnedFd>,
+    /// Memory in use.
+    memory: Option<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -167,32 +179,65 @@ impl Meter {
             let name = format!("hugetlb.{size}.{file}");
             dir.is_some_and(|dir| accessat(dir, name, Access::EXISTS, AtFlags::empty()).is_ok())
         };
-        Self { page_sizes: PAGE_SIZES.into_iter().filter(has).collect(), layout }
+        let page_sizes = PAGE_SIZES.into_iter().filter(has).collect();
+        let file = |dir: &OwnedFd, name: &str| file(dir.as_fd(), name).ok();
+        let vital = match &layout {
+            Layout::V2(dir) => {
+                Vital { cpu: file(dir, "cpu.stat"), memory: file(dir, "memory.current") }
+            }
+            Layout::V1(v1) => Vital {
+                cpu: v1.cpuacct.as_ref().and_then(|dir| file(dir, "cpuacct.usage")),
+                memory: v1.memory.as_ref().and_then(|dir| file(dir, "memory.usage_in_bytes")),
+            },
+        };
+        Self { layout, vital, page_sizes }
     }
 
     /// Reads every counter. What is gone or missing is `None`.
     pub fn read(&self, buffer: &mut Buffer) -> Reading {
         let files = &mut Files(&mut buffer.0);
         match &self.layout {
-            Layout::V2(dir) => v2(files, dir.as_fd(), &self.page_sizes),
-            Layout::V1(v1) => v1.read(files, &self.page_sizes),
+            Layout::V2(dir) => v2(files, dir.as_fd(), &self.vital, &self.page_sizes),
+            Layout::V1(v1) => v1.read(files, &self.vital, &self.page_sizes),
         }
     }
 
-    /// Brings up to date what changes all the time: CPU time, memory and threads. A fifth of the cost of the whole.
-    pub fn refresh(&self, buffer: &mut Buffer, reading: &mut Reading) {
+    /// Brings up to date what changes all the time: CPU time, memory and threads. False, after two files, when the
+    /// group's tasks have not run since and its memory is the same: then nothing that they could change is another.
+    pub fn refresh(&self, buffer: &mut Buffer, reading: &mut Reading) -> bool {
         let files = &mut Files(&mut buffer.0);
+        let cpu = match &self.layout {
+            Layout::V2(_) => parse::v2_cpu(files.kept(&self.vital.cpu)),
+            Layout::V1(_) => Cpu { total_ns: files.kept_number(&self.vital.cpu), ..reading.cpu },
+        };
+        let usage = files.kept_number(&self.vital.memory);
+        let same = cpu.total_ns == reading.cpu.total_ns && usage == reading.memory.usage;
+        if same && cpu.total_ns.is_some() {
+            return false;
+        }
+        reading.cpu = cpu;
         match &self.layout {
             Layout::V2(dir) => {
                 let dir = dir.as_fd();
-                reading.cpu = parse::v2_cpu(files.text(dir, "cpu.stat"));
-                let usage = files.number(dir, "memory.current");
                 let now = parse::v2_memory(files.text(dir, "memory.stat"), usage);
                 reading.memory = reading.memory.and(now);
                 reading.memory.swap = files.number(dir, "memory.swap.current");
                 reading.threads = files.number(dir, "pids.current");
             }
-            Layout::V1(v1) => v1.refresh(files, reading),
+            Layout::V1(v1) => v1.refresh(files, usage, reading),
+        }
+        true
+    }
+
+    /// Brings up to date what happens to a group while its tasks sleep: they wait, and what they wrote goes to disks.
+    pub fn refresh_waits(&self, buffer: &mut Buffer, reading: &mut Reading) {
+        let files = &mut Files(&mut buffer.0);
+        match &self.layout {
+            Layout::V2(dir) => {
+                pressure(files, dir.as_fd(), reading);
+                reading.io = parse::v2_io(files.text(dir.as_fd(), "io.stat"));
+            }
+            Layout::V1(v1) => v1.waits(files, reading),
         }
     }
 
@@ -235,27 +280,38 @@ impl Memory {
     }
 }
 
-fn v2(files: &mut Files<'_>, dir: BorrowedFd<'_>, page_sizes: &[&str]) -> Reading {
-    let cpu = parse::v2_cpu(files.text(dir, "cpu.stat"));
-    let usage = files.number(dir, "memory.current");
+fn v2(
+    files: &mut Files<'_>,
+    dir: BorrowedFd<'_>,
+    vital: &Vital,
+    page_sizes: &[&'static str],
+) -> Reading {
+    let cpu = parse::v2_cpu(files.kept(&vital.cpu));
+    let usage = files.kept_number(&vital.memory);
     let mut memory = parse::v2_memory(files.text(dir, "memory.stat"), usage);
     memory.peak = files.number(dir, "memory.peak");
     memory.swap = files.number(dir, "memory.swap.current");
     let events = files.text(dir, "memory.events");
-    memory.oom_kills = parse::value(events, "oom_kill");
-    memory.limit_hits = parse::value(events, "max");
-    Reading {
+    memory.oom_kills = value(events, "oom_kill");
+    memory.limit_hits = value(events, "max");
+    let mut reading = Reading {
         cpu,
         memory,
         threads: files.number(dir, "pids.current"),
         threads_max: files.number(dir, "pids.max"),
         processes: count(files, Some(dir)),
-        cpu_pressure: parse::pressure(files.text(dir, "cpu.pressure")),
-        memory_pressure: parse::pressure(files.text(dir, "memory.pressure")),
-        io_pressure: parse::pressure(files.text(dir, "io.pressure")),
         io: parse::v2_io(files.text(dir, "io.stat")),
         huge_pages: huge_pages(files, dir, page_sizes, "current", None),
-    }
+        ..Reading::default()
+    };
+    pressure(files, dir, &mut reading);
+    reading
+}
+
+fn pressure(files: &mut Files<'_>, dir: BorrowedFd<'_>, reading: &mut Reading) {
+    reading.cpu_pressure = parse::pressure(files.text(dir, "cpu.pressure"));
+    reading.memory_pressure = parse::pressure(files.text(dir, "memory.pressure"));
+    reading.io_pressure = parse::pressure(files.text(dir, "io.pressure"));
 }
 
 fn v2_limits(files: &mut Files<'_>, dir: BorrowedFd<'_>) -> Limits {
@@ -278,12 +334,8 @@ impl V1 {
         dirs.into_iter().flatten().next().map(AsFd::as_fd)
     }
 
-    fn refresh(&self, files: &mut Files<'_>, reading: &mut Reading) {
-        if let Some(dir) = fd(&self.cpuacct) {
-            reading.cpu.total_ns = files.number(dir, "cpuacct.usage");
-        }
+    fn refresh(&self, files: &mut Files<'_>, usage: Option<u64>, reading: &mut Reading) {
         if let Some(dir) = fd(&self.memory) {
-            let usage = files.number(dir, "memory.usage_in_bytes");
             let now = parse::v1_memory(files.text(dir, "memory.stat"), usage);
             reading.memory = reading.memory.and(now);
         }
@@ -292,32 +344,7 @@ impl V1 {
         }
     }
 
-    fn read(&self, files: &mut Files<'_>, page_sizes: &[&str]) -> Reading {
-        let mut reading = Reading::default();
-        if let Some(dir) = fd(&self.cpuacct) {
-            reading.cpu.total_ns = files.number(dir, "cpuacct.usage");
-            reading.cpu.user_ns = files.number(dir, "cpuacct.usage_user");
-            reading.cpu.system_ns = files.number(dir, "cpuacct.usage_sys");
-        }
-        if let Some(dir) = fd(&self.cpu) {
-            let text = files.text(dir, "cpu.stat");
-            reading.cpu.periods = parse::value(text, "nr_periods");
-            reading.cpu.throttled_periods = parse::value(text, "nr_throttled");
-            reading.cpu.throttled_ns = parse::value(text, "throttled_time");
-        }
-        if let Some(dir) = fd(&self.memory) {
-            let usage = files.number(dir, "memory.usage_in_bytes");
-            reading.memory = parse::v1_memory(files.text(dir, "memory.stat"), usage);
-            reading.memory.peak = files.number(dir, "memory.max_usage_in_bytes");
-            reading.memory.kernel = files.number(dir, "memory.kmem.usage_in_bytes");
-            reading.memory.limit_hits = files.number(dir, "memory.failcnt");
-            let control = files.text(dir, "memory.oom_control");
-            reading.memory.oom_kills = parse::value(control, "oom_kill");
-        }
-        if let Some(dir) = fd(&self.pids) {
-            reading.threads = files.number(dir, "pids.current");
-            reading.threads_max = files.number(dir, "pids.max");
-        }
+    fn waits(&self, files: &mut Files<'_>, reading: &mut Reading) {
         if let Some(dir) = fd(&self.blkio) {
             let bytes = files.text(dir, "blkio.throttle.io_service_bytes_recursive");
             parse::v1_io(bytes, &mut reading.io, |io| (&mut io.read_bytes, &mut io.written_bytes));
@@ -325,10 +352,37 @@ impl V1 {
             parse::v1_io(operations, &mut reading.io, |io| (&mut io.reads, &mut io.writes));
         }
         if let Some(dir) = fd(&self.unified) {
-            reading.cpu_pressure = parse::pressure(files.text(dir, "cpu.pressure"));
-            reading.memory_pressure = parse::pressure(files.text(dir, "memory.pressure"));
-            reading.io_pressure = parse::pressure(files.text(dir, "io.pressure"));
+            pressure(files, dir, reading);
         }
+    }
+
+    fn read(&self, files: &mut Files<'_>, vital: &Vital, page_sizes: &[&'static str]) -> Reading {
+        let mut reading = Reading::default();
+        if let Some(dir) = fd(&self.cpuacct) {
+            reading.cpu.total_ns = files.kept_number(&vital.cpu);
+            reading.cpu.user_ns = files.number(dir, "cpuacct.usage_user");
+            reading.cpu.system_ns = files.number(dir, "cpuacct.usage_sys");
+        }
+        if let Some(dir) = fd(&self.cpu) {
+            let text = files.text(dir, "cpu.stat");
+            reading.cpu.periods = value(text, "nr_periods");
+            reading.cpu.throttled_periods = value(text, "nr_throttled");
+            reading.cpu.throttled_ns = value(text, "throttled_time");
+        }
+        if let Some(dir) = fd(&self.memory) {
+            let usage = files.kept_number(&vital.memory);
+            reading.memory = parse::v1_memory(files.text(dir, "memory.stat"), usage);
+            reading.memory.peak = files.number(dir, "memory.max_usage_in_bytes");
+            reading.memory.kernel = files.number(dir, "memory.kmem.usage_in_bytes");
+            reading.memory.limit_hits = files.number(dir, "memory.failcnt");
+            let control = files.text(dir, "memory.oom_control");
+            reading.memory.oom_kills = value(control, "oom_kill");
+        }
+        if let Some(dir) = fd(&self.pids) {
+            reading.threads = files.number(dir, "pids.current");
+            reading.threads_max = files.number(dir, "pids.max");
+        }
+        self.waits(files, &mut reading);
         reading.huge_pages = match (fd(&self.hugetlb), fd(&self.unified)) {
             (Some(dir), _) => {
                 huge_pages(files, dir, page_sizes, "usage_in_bytes", Some("max_usage_in_bytes"))
@@ -368,14 +422,14 @@ fn fd(dir: &Option<OwnedFd>) -> Option<BorrowedFd<'_>> {
 fn huge_pages(
     files: &mut Files<'_>,
     dir: BorrowedFd<'_>,
-    page_sizes: &[&str],
+    page_sizes: &[&'static str],
     usage: &str,
     peak: Option<&str>,
 ) -> Vec<HugePages> {
     let sizes = page_sizes.iter().filter_map(|size| {
         let used = files.number(dir, &format!("hugetlb.{size}.{usage}"))?;
         let peak = peak.and_then(|peak| files.number(dir, &format!("hugetlb.{size}.{peak}")));
-        Some(HugePages { page_size: (*size).to_owned(), usage: used, peak })
+        Some(HugePages { page_size: size, usage: used, peak })
     });
     sizes.collect()
 }
@@ -424,6 +478,10 @@ fn open(path: &std::path::Path) -> Option<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty()).ok()
 }
 
+fn file(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
 /// Small files read into one buffer that is used again.
 struct Files<'a>(&'a mut Vec<u8>);
 
@@ -438,23 +496,24 @@ impl Files<'_> {
         self.text(dir, name).trim().parse().ok()
     }
 
-    fn fill(&mut self, dir: BorrowedFd<'_>, name: &str) -> Result<usize, Errno> {
-        let file = openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let mut length = 0;
-        loop {
-            match read(&file, &mut self.0[length..])? {
-                0 => return Ok(length),
-                more => length += more,
-            }
-            if length == self.0.len() {
-                return Ok(length);
-            }
-        }
+    /// The text of a file that is held open. Empty when its group is gone.
+    fn kept(&mut self, file: &Option<OwnedFd>) -> &str {
+        let length = file.as_ref().and_then(|file| pread(file, &mut self.0[..], 0).ok());
+        std::str::from_utf8(&self.0[..length.unwrap_or(0)]).unwrap_or_default()
     }
 
+    fn kept_number(&mut self, file: &Option<OwnedFd>) -> Option<u64> {
+        self.kept(file).trim().parse().ok()
+    }
+
+    /// The kernel makes the whole text of such a file at once, and the buffer has room for all of it.
+    fn fill(&mut self, dir: BorrowedFd<'_>, name: &str) -> Result<usize, Errno> {
+        read(&file(dir, name)?, &mut self.0[..])
+    }
+
+    /// Of a list, the kernel gives as much as it likes at a time.
     fn whole(&mut self, dir: BorrowedFd<'_>, name: &str, each: &mut dyn FnMut(&str)) {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let Ok(file) = openat(dir, name, flags, Mode::empty()) else { return };
+        let Ok(file) = file(dir, name) else { return };
         let mut kept = 0;
         while let Ok(more) = read(&file, &mut self.0[kept..]) {
             let end = kept + more;

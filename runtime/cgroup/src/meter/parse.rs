@@ -1,6 +1,7 @@
 //! The texts of cgroupfs as numbers. Pure.
 
 use super::{Cpu, Memory};
+use crate::stats::working_set;
 
 /// What a group has read from and written to one device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,11 +30,6 @@ pub struct Stall {
     pub avg10: f64,
     pub avg60: f64,
     pub avg300: f64,
-}
-
-/// The value after `key` in a file of `key value` lines.
-pub(super) fn value(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 pub(super) fn v2_cpu(text: &str) -> Cpu {
@@ -102,10 +98,6 @@ fn pairs(text: &str) -> impl Iterator<Item = (&str, u64)> {
         let (key, value) = line.split_once(' ')?;
         Some((key, value.trim().parse().ok()?))
     })
-}
-
-fn working_set(usage: Option<u64>, inactive_file: Option<u64>) -> Option<u64> {
-    Some(usage?.saturating_sub(inactive_file?))
 }
 
 /// `some avg10=0.00 avg60=0.00 avg300=0.00 total=123`, and `full …`; totals in microseconds.
@@ -203,13 +195,6 @@ pub(super) fn shares_of_weight(weight: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_key_is_not_taken_for_its_own_prefix() {
-        let text = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n";
-        assert_eq!(value(text, "oom_kill"), Some(3));
-        assert_eq!(value(text, "oom"), None);
-    }
 
     #[test]
     fn v2_times_are_microseconds() {
