@@ -87,8 +87,9 @@ impl Default for Limits {
         Limits {
             // The largest layers seen in practice (machine-learning models) are near 50 GiB.
             layer_bytes: 128 << 30,
-            // A whole distribution with sources has about one million files.
-            layer_entries: 4_000_000,
+            // A whole distribution with sources has about one million files. Each takes some 100
+            // bytes of memory while its layer is made.
+            layer_entries: 2_000_000,
         }
     }
 }

@@ -145,8 +145,7 @@ impl Ready {
         let lowers = lowers.map_err(|e| Error::io("open", Path::new("layer"), e))?;
         layer::settle::settle(self.directory.as_fd(), &made, lowers)
             .map_err(|e| self.wanted.settle_error(e, staging.path()))?;
-        let taken = inventory::take(self.directory.as_fd(), &made.sums)
-            .and_then(|(text, usage)| Ok((inventory::seal(&text)?, usage)));
+        let taken = inventory::take(self.directory.as_fd(), &made.sums);
         let (inventory, usage) =
             taken.map_err(|e| Error::io("take the inventory of", staging.path(), e))?;
         let record = LayerRecord {

@@ -45,9 +45,11 @@ const DIFFERENCES_MAX: usize = 20;
 const DEPTH_MAX: usize = 256;
 const READ: usize = 128 << 10;
 
-/// The inventory of the directory `layer`, and the space it takes. Files that `sums` does not know
-/// are read.
+/// The inventory of the directory `layer`, compressed (paths repeat themselves), and the space it
+/// takes. Files that `sums` does not know are read.
 pub(crate) fn take(layer: BorrowedFd<'_>, sums: &Sums) -> io::Result<(Vec<u8>, Usage)> {
+    let mut sealed = zstd::Encoder::new(Vec::new(), 1)?;
+    sealed.include_checksum(true)?;
     let mut text = Vec::new();
     let mut usage = Usage::default();
     let mut linked = std::collections::HashSet::new();
@@ -60,10 +62,11 @@ pub(crate) fn take(layer: BorrowedFd<'_>, sums: &Sums) -> io::Result<(Vec<u8>, U
             Some(sum) if kind(stat) == 'f' => hex(sum),
             _ => sum(parent, name, stat)?,
         };
+        text.clear();
         line(stat, sum).write(path, &mut text);
-        Ok(())
+        sealed.write_all(&text)
     })?;
-    Ok((text, usage))
+    Ok((sealed.finish()?, usage))
 }
 
 /// What is different from the inventory, in words; nothing: all is as it was made.
@@ -253,14 +256,6 @@ fn descend(
         path.truncate(length);
     }
     Ok(())
-}
-
-/// Writes a layer's inventory, compressed: paths repeat themselves.
-pub(crate) fn seal(text: &[u8]) -> io::Result<Vec<u8>> {
-    let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
-    encoder.include_checksum(true)?;
-    encoder.write_all(text)?;
-    encoder.finish()
 }
 
 pub(crate) fn unseal(bytes: &[u8]) -> io::Result<Vec<u8>> {

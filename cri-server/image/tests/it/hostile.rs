@@ -1,5 +1,6 @@
 //! Layers made to do harm: each is refused or contained, and nothing outside its directory changes.
 
+use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -299,6 +300,48 @@ async fn bombs_stop_at_the_limits() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadContent, "{error}");
     node.assert_empty();
+}
+
+/// Pulls a layer of so many empty files, most of which are beyond the limit.
+async fn beyond_the_limit(entries: u64, node: &Node) {
+    let mut archive = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut header = Layer::header(tar::EntryType::Regular, 0o644, 0);
+    for number in 0..entries {
+        // A thousand in each directory.
+        let name = format!("{}/{number}", number / 1000);
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        archive.write_all(header.as_bytes()).unwrap();
+    }
+    let bytes = archive.finish().unwrap();
+    let image = Image::new(vec![Blob { bytes, plain: Vec::new(), media_type: super::build::GZIP }]);
+    let registry = super::faulty::Faulty::start(image, |_| None).await;
+    let error = node.service.pull(&registry.name("bomb:v"), None).await.unwrap_err();
+    let limit = node.config.limits.layer_entries;
+    assert!(error.to_string().contains(&format!("more than {limit} entries")), "{error}");
+}
+
+#[tokio::test]
+async fn an_archive_of_very_many_entries_is_refused_at_the_limit() {
+    let node = Node::with(|config| config.limits.layer_entries = 5_000).await;
+    beyond_the_limit(50_000, &node).await;
+    node.assert_empty();
+}
+
+/// `TMPDIR=/dev/shm cargo test … ten_million -- --ignored --nocapture` takes a minute or two.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn ten_million_entries_take_bounded_memory_until_they_are_refused() {
+    let resident = |name: &str| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
+    };
+    let (node, before) = (Node::new().await, resident("VmRSS:"));
+    beyond_the_limit(10_000_000, &node).await;
+    let grown = resident("VmHWM:") - before;
+    println!("the process has grown by {grown} MiB, with the archive and its server in it");
+    assert!(grown < 512, "{grown} MiB");
 }
 
 #[tokio::test]
