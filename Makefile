@@ -18,7 +18,7 @@ FOR_BENCH := $(FOR_TEST) containerd
 # E2e tests wait more than they compute; with many more at once than processors they wait for each other.
 TEST_THREADS ?= $(shell echo $$(( $$(nproc) + 1 )))
 
-.PHONY: help build run test test-vm test-fast lint critest soak soak-numbers bench need-build need-run need-test need-critest need-bench
+.PHONY: help build run test test-vm test-fast test-otlp lint critest soak soak-numbers bench need-build need-run need-test need-critest need-bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -86,6 +86,10 @@ soak: critest ## the conformance suite twenty times, in another order each time
 $(CRITEST_BUSYBOX):
 	mkdir -p $(TARGET)/critest
 	cd $(TARGET)/critest && apt-get download -q busybox && dpkg-deb -x busybox_*.deb . && rm busybox_*.deb
+
+# Not a part of `make test`: a dozen crates more, and half of ours once again.
+test-otlp: need-build ## spans reach a collector: the cargo feature that no release has
+	cargo test --locked --workspace --features lapstrake/otlp --bin lapstrake -- otlp
 
 # By `cargo test`, because a runner would end a test that takes an hour.
 soak-numbers: need-test build ## an hour of scrapes, a hundred pods: memory, descriptors and threads stay as they are
