@@ -131,9 +131,39 @@ async fn the_real_systemd_keeps_a_containers_limits_and_is_left_without_units() 
     }
     pod.stop().await;
     pod.remove().await;
-    let units = systemctl(&["list-units", "--all", "--plain", "--no-legend", "lapstrake-*.scope"]);
-    assert_eq!(units, "");
+    assert_eq!(left_of(&[&pod.id, &main.id]), Vec::<String>::new());
     systemctl(&["stop", "e2e.slice"]);
+    finish_connected(node).await;
+}
+
+#[tokio::test]
+async fn another_runtime_makes_its_own_scope_of_the_same_name() {
+    if !guest::inside() {
+        println!("SKIPPED: systemd is not the first process here, `make test-vm` has it");
+        return;
+    }
+    let config = "[runtime.handlers.other]\npath = \"/usr/sbin/runc\"\n".to_owned();
+    let node = Node::start_with(Options { config, ..Options::default() }).await;
+    node.import(&image::busybox(), image::BUSYBOX).await;
+    let mut spec = in_slice("foreign", "e2eother-pod.slice");
+    spec.handler = "other".into();
+    let pod = node.run_pod(spec).await;
+    let mut spec = sleeper();
+    spec.resources().memory_limit_in_bytes = 64 << 20;
+    let main = pod.start(&spec).await;
+    let (pid, unit) = (node.pid_of(&main).await, scope(&main.id));
+    in_group(pid, &format!("/e2eother.slice/e2eother-pod.slice/{unit}"));
+    let limit = || host::cgroup_value(pid, "", "", "memory.max");
+    let change =
+        cri::LinuxContainerResources { memory_limit_in_bytes: 96 << 20, ..Default::default() };
+    update(&node, &main, change).await.unwrap();
+    systemctl(&["daemon-reload"]);
+    assert_eq!(limit(), (96 << 20).to_string());
+    assert_eq!(main.shell("echo inside").await, "inside");
+    pod.stop().await;
+    pod.remove().await;
+    assert_eq!(left_of(&[&pod.id, &main.id]), Vec::<String>::new());
+    systemctl(&["stop", "e2eother.slice"]);
     finish_connected(node).await;
 }
 
@@ -192,6 +222,12 @@ fn systemctl(arguments: &[&str]) -> String {
     let error = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "systemctl {arguments:?}: {error}");
     String::from_utf8(done.stdout).unwrap().trim().to_owned()
+}
+
+/// What systemd still has of these.
+fn left_of(ids: &[&str]) -> Vec<String> {
+    let units = systemctl(&["list-units", "--all", "--plain", "--no-legend", "lapstrake-*.scope"]);
+    ids.iter().map(|id| scope(id)).filter(|unit| units.contains(unit)).collect()
 }
 
 /// The directories of a group in all hierarchies that have it.
