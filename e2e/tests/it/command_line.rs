@@ -269,8 +269,9 @@ async fn images_are_explained_exported_pinned_verified_and_listed_with_their_use
     let (good, out, _) = said(&["images", "verify", &id]);
     assert!(good && out.contains("good"), "{out}");
     let layers = node.root_dir().join("layers");
-    let mut find = Command::new("find");
-    let found = find.arg(&layers).args(["-name", "busybox", "-type", "f"]).output().unwrap();
+    let mut find = Command::new("busybox");
+    let found =
+        find.arg("find").arg(&layers).args(["-name", "busybox", "-type", "f"]).output().unwrap();
     let found = String::from_utf8_lossy(&found.stdout).into_owned();
     for file in found.lines() {
         let mut bytes = fs::read(file).unwrap();
