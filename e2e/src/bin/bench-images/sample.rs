@@ -77,7 +77,7 @@ impl InRegistry {
         let mut layers = self.layers[..SHARED].to_vec();
         for number in SHARED..LAYERS {
             let name = format!("other-{number}");
-            let tar = Layer::default().file(&name, 0o644, name.repeat(200_000)).into_tar();
+            let tar = Layer::default().file(&name, 0o644, noise(number as u64)).into_tar();
             let blob = registry.push_blob("bench", &gzip_as_builders_do(&tar));
             layers.push((digest(&tar), blob));
         }
@@ -113,6 +113,19 @@ impl fmt::Display for Sample {
         let files = self.files;
         write!(f, "{LAYERS} layers, {files} entries, {plain:.0} MiB, compressed {bytes:.0} MiB")
     }
+}
+
+/// Some megabytes that do not compress, beside which headers and manifests do not count.
+fn noise(seed: u64) -> Vec<u8> {
+    const WORDS: usize = 1 << 19;
+    let mut state = seed + 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..WORDS).flat_map(|_| next()).collect()
 }
 
 /// The lists of files of the packages installed here, by the packages' names.
