@@ -404,8 +404,9 @@ fn image_config(config: &Config, metrics: &Metrics) -> image::Config {
     }
 }
 
-/// The first kernel whose overlayfs takes id-mapped layers.
-const MAPPED_LAYERS: (u32, u32) = (5, 19);
+/// The first kernel that maps the ids of everything a pod has: of image layers since 5.19, of tmpfs,
+/// where its own files and Kubernetes' secrets are, since this one.
+const MAPPED_MOUNTS: (u32, u32) = (6, 3);
 
 /// Without namespaces left to make, a pod could not have one.
 fn has_user_namespaces() -> bool {
@@ -414,7 +415,7 @@ fn has_user_namespaces() -> bool {
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     let version = numbers.next().zip(numbers.next());
     let most = read("/proc/sys/user/max_user_namespaces").trim().parse::<u64>();
-    version.is_some_and(|version| version >= MAPPED_LAYERS) && most.is_ok_and(|most| most > 0)
+    version.is_some_and(|version| version >= MAPPED_MOUNTS) && most.is_ok_and(|most| most > 0)
 }
 
 fn node_facts() -> NodeFacts {

@@ -288,6 +288,13 @@ pub fn cgroup_value(pid: i32, controller: &str, v1_file: &str, v2_file: &str) ->
     fs::read_to_string(&file).unwrap_or_else(|it| panic!("{file}: {it}")).trim().to_owned()
 }
 
+/// The first two numbers of this kernel's release.
+pub fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|it| it.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
 /// TCP ports a process listens on.
 pub fn listening_ports(pid: i32) -> BTreeSet<u16> {
     let sockets: BTreeSet<_> = fs::read_dir(format!("/proc/{pid}/fd"))

@@ -8,8 +8,8 @@ use crate::selinux::Node;
 /// clone3 into a cgroup and pidfds that can be waited for.
 const KERNEL_MIN: (u32, u32) = (5, 12);
 
-/// Overlay file systems take idmapped layers since Linux 5.19: user namespaces without chown.
-const KERNEL_IDMAPPED_OVERLAY: (u32, u32) = (5, 19);
+/// Layers of overlays can be idmapped since Linux 5.19, tmpfs since 6.3: user namespaces without chown.
+const KERNEL_IDMAPPED_TMPFS: (u32, u32) = (6, 3);
 
 /// The exit of a process that is no child of ours can be read since Linux 6.15
 /// (`PIDFD_INFO_EXIT`): a container whose shim was killed keeps its exit code.
@@ -204,7 +204,7 @@ fn overlay(facts: &Facts) -> Finding {
 
 fn user_namespaces(facts: &Facts) -> Finding {
     const TOPIC: &str = "user namespaces";
-    let idmapped = version(&facts.kernel).is_some_and(|it| it >= KERNEL_IDMAPPED_OVERLAY);
+    let idmapped = version(&facts.kernel).is_some_and(|it| it >= KERNEL_IDMAPPED_TMPFS);
     match facts.user_namespaces_max {
         None => Finding::lacking(
             TOPIC,
@@ -216,8 +216,8 @@ fn user_namespaces(facts: &Facts) -> Finding {
         }
         Some(_) if !idmapped => Finding::lacking(
             TOPIC,
-            "without idmapped overlays".into(),
-            "Linux 5.19 or later; until then pods with hostUsers: false are refused",
+            "without idmapped tmpfs".into(),
+            "Linux 6.3 or later; until then pods with hostUsers: false are refused",
         ),
         Some(most) => Finding::fine(TOPIC, format!("at most {most}")),
     }

@@ -70,7 +70,8 @@ async fn much_output_of_many_execs_at_once_is_bounded_in_the_daemon() {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
     };
     let before = peak(true);
-    let one = || container.try_exec(&["sh", "-c", "yes | head -c 20000000; exit 4"], 60);
+    let limit = i64::try_from(wait::scaled(Duration::from_secs(60)).as_secs()).unwrap();
+    let one = || container.try_exec(&["sh", "-c", "yes | head -c 20000000; exit 4"], limit);
     let all = futures::future::join_all((0..16).map(|_| one())).await;
     for done in all {
         let done = done.unwrap();

@@ -15,10 +15,14 @@ use e2e::{
 use k8s_cri::v1 as cri;
 use tonic::{Code, Status};
 
+use crate::metrics::left_to_the_host;
 use crate::refused::refused;
 
 #[tokio::test]
 async fn pause_and_containers_are_scopes_that_systemd_is_told_of_and_that_end_with_them() {
+    if left_to_the_host("a double of systemd, which gives no group its controllers,") {
+        return;
+    }
     let double = Double::start();
     let slice = format!("lapstraketest-e{}.slice", std::process::id());
     let slices = format!("/lapstraketest.slice/{slice}");

@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -142,7 +144,10 @@ fn overlay(
 ) -> Result<OwnedFd, MountError> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(at("open an overlay"))?;
     for lower in lowers {
-        layer(fs.as_fd(), "lowerdir+", lower).map_err(at("add a layer to the overlay"))?;
+        match layer(fs.as_fd(), "lowerdir+", lower) {
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return aside(lowers, upper, volatile),
+            set => set.map_err(at("add a layer to the overlay"))?,
+        }
     }
     let mut attributes = VOLUME_ATTRIBUTES;
     if let Some(Upper { upper, work }) = upper {
@@ -157,6 +162,48 @@ fn overlay(
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(at("mount the overlay"))
 }
 
+/// Before Linux 6.7 overlayfs takes all layers in one option of mount(2), which wants a place for
+/// the mount: one in a mount namespace of a thread's own, which ends with it.
+fn aside(lowers: &[OwnedFd], upper: Option<&Upper>, volatile: bool) -> Result<OwnedFd, MountError> {
+    /// A directory that every host has and no layer is in.
+    const PLACE: &str = "/sys";
+    let name = |directory: &OwnedFd| format!("/proc/self/fd/{}", directory.as_raw_fd());
+    let made = || {
+        unshare(CloneFlags::CLONE_NEWNS).map_err(at("make a mount namespace"))?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+            .map_err(at("keep mounts to the namespace"))?;
+        // A layer has to be on a mount of this namespace.
+        let here = |directory| reopened(directory).map_err(at("open a layer again"));
+        let lowers = lowers.iter().map(here).collect::<Result<Vec<_>, _>>()?;
+        let names: Vec<_> = lowers.iter().map(name).collect();
+        let mut options = format!("lowerdir={}", names.join(":"));
+        let mut flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        let writable = upper.map(|it| Ok((here(&it.upper)?, here(&it.work)?))).transpose()?;
+        if let Some((upper, work)) = &writable {
+            flags = MsFlags::empty();
+            options += &format!(",upperdir={},workdir={}", name(upper), name(work));
+            options += if volatile { ",volatile" } else { "" };
+        }
+        mount(Some("overlay"), PLACE, Some("overlay"), flags, Some(&*options))
+            .map_err(at("mount the overlay"))?;
+        let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        open_tree(rustix::fs::CWD, PLACE, clone).map_err(at("take the overlay"))
+    };
+    let thread = std::thread::scope(|scope| scope.spawn(made).join());
+    thread.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// The same directory by its name in this mount namespace; one of a detached mount has none.
+fn reopened(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    let path = rustix::fs::readlink(path, Vec::new())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let again = rustix::fs::open(path, flags, Mode::empty())?;
+    let identity = |it: &OwnedFd| rustix::fs::fstat(it).map(|it| (it.st_dev, it.st_ino));
+    if identity(&again)? == identity(directory)? { Ok(again) } else { Err(Errno::STALE) }
+}
+
 /// By descriptor since Linux 6.13; before, by the name that a descriptor has in `/proc`.
 fn layer(fs: BorrowedFd<'_>, key: &str, directory: &OwnedFd) -> Result<(), Errno> {
     match fsconfig_set_fd(fs, key, directory) {
@@ -169,4 +216,37 @@ fn layer(fs: BorrowedFd<'_>, key: &str, directory: &OwnedFd) -> Result<(), Errno
 
 fn at<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> MountError {
     move |source| MountError::Io { action, source: source.into(), hint: "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_kernels_overlay_is_whole_read_only_and_nobody_elses() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("E2E_REQUIRE_ROOT").is_none());
+            println!("SKIPPED: mounts take root");
+            return;
+        }
+        // An overlay may be no layer, a tmpfs may.
+        let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
+        let layers = ["upper", "lower"].map(|name| {
+            let dir = scratch.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(dir.join(name), name).unwrap();
+            std::fs::write(dir.join("both"), name).unwrap();
+            crate::layer::open_directory_path(&dir).unwrap()
+        });
+        let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let before = mounts();
+        let made = aside(&layers, None, false).unwrap();
+        assert_eq!(mounts(), before);
+        let path = |name: &str| format!("/proc/self/fd/{}/{name}", made.as_raw_fd());
+        for (name, text) in [("upper", "upper"), ("lower", "lower"), ("both", "upper")] {
+            assert_eq!(std::fs::read_to_string(path(name)).unwrap(), text);
+        }
+        let error = std::fs::write(path("new"), "").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+    }
 }
