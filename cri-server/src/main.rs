@@ -24,6 +24,7 @@ mod shims;
 mod stats;
 mod store;
 mod streaming;
+mod sys;
 mod why;
 
 use std::io::Write;
@@ -76,6 +77,7 @@ enum NetworkVerb {
 const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
+    sys::limit_heaps();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
