@@ -84,7 +84,7 @@ fn what_keeps_pods_from_running_is_broken() {
 fn what_works_with_less_is_lacking() {
     use Verdict::Lacking;
     check(|it| it.capabilities = Some(!(1 << 24)), "user", Lacking, "CAP_SYS_RESOURCE");
-    check(|it| it.kernel = "6.1.0-42-cloud-amd64".into(), "kernel", Lacking, "exit code");
+    check(|it| it.kernel = "6.8.0-42-generic".into(), "kernel", Lacking, "exit code");
     check(|it| it.cgroups.v1 = ["cpu".into()].into(), "cgroups", Lacking, "version 1");
     check(
         |it| it.cgroups.unified.as_mut().unwrap().retain(|it| it != "pids"),

@@ -184,8 +184,13 @@ async fn terminals_and_streams_are_the_same_under_an_external_runtime() {
                 File::from(streams.stdout.expect("stdout")),
             ),
         };
+        // What is typed earlier is echoed before what the command says.
+        let mut text = String::new();
+        if tty {
+            text += &read_until(&mut output, "terminal").await;
+        }
         input.write_all(b"hello\n").expect("write");
-        let text = read_until(&mut output, if tty { "hello\r\nhello" } else { "hello\n" }).await;
+        text += &read_until(&mut output, if tty { "hello\r\nhello" } else { "hello\n" }).await;
         assert_eq!(text.contains("terminal"), tty, "{text:?}");
         assert_eq!(session.wait().await.expect("code"), 3);
     }
