@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use e2e::pod::SOON;
 use e2e::{Container, Node, container, image, pod, wait};
 
 /// As many as a full node's probes of one second, at the same time.
@@ -50,8 +51,11 @@ async fn a_probe_that_leaves_a_child_behind_returns_at_once_and_leaks_nothing() 
     .await;
     let late = container.try_exec(&["sh", "-c", "sleep 301 & sleep 302"], 1).await.unwrap_err();
     assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
-    let left = container.shell("ps | grep -c '[s]leep 30[12]' || true").await;
-    assert_eq!(left, "0", "the whole tree of a late probe is gone");
+    wait::until_async("the whole tree of a late probe is gone", SOON, async || {
+        let left = container.shell("ps | grep -c '[s]leep 30[12]' || true").await;
+        (left == "0").then_some(())
+    })
+    .await;
     node.finish().await;
 }
 

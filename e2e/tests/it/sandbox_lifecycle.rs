@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::time::Duration;
 
+use e2e::pod::SOON;
 use e2e::{Node, Pod, container, image, pod, wait};
 use k8s_cri::v1 as cri;
 use k8s_cri::v1::PodSandboxState::{SandboxNotready, SandboxReady};
@@ -61,8 +62,11 @@ async fn stop_gives_the_network_and_the_processes_back_before_removal() {
     pod.stop().await;
     let status = container.status().await;
     assert_eq!((status.state(), status.exit_code), (cri::ContainerState::ContainerExited, 137));
-    let now = node.scope.snapshot(node.pid());
-    assert_eq!(now.of("link").len(), 1, "only the bridge: {now:?}");
+    // The kernel takes a link away some time after the last process of its namespace.
+    let now = wait::until("only the bridge is left", SOON, || {
+        let now = node.scope.snapshot(node.pid());
+        (now.of("link").len() == 1).then_some(now)
+    });
     assert!(now.of("process").iter().all(|it| !it.contains("sleep")), "{now:?}");
     node.finish().await;
 }
