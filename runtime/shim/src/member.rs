@@ -20,6 +20,8 @@ pub(crate) struct Member {
     pub(crate) pid: i32,
     pub(crate) start_ticks: u64,
     pub(crate) started_at_ns: i64,
+    /// When its program was told to run.
+    pub(crate) let_go_at_ns: Option<i64>,
     /// Empty until the creator has decided.
     pub(crate) cgroup: String,
     /// Init is pid 1 of its own namespace.
@@ -101,6 +103,7 @@ impl Member {
             pid: 0,
             start_ticks: 0,
             started_at_ns: 0,
+            let_go_at_ns: None,
             cgroup: String::new(),
             own_pids: true,
             report: None,
@@ -133,6 +136,7 @@ impl Member {
             pid: state.pid,
             start_ticks: state.start_ticks,
             started_at_ns: state.started_at_ns,
+            let_go_at_ns: None,
             cgroup: state.cgroup.clone(),
             paused: state.paused,
             report: None,

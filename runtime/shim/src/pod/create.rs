@@ -324,7 +324,8 @@ impl Pod {
         let Some(member) = self.members.get_mut(&key) else { return };
         let Some(caller) = member.waiting.take() else { return };
         member.phase = Phase::Running;
-        member.started_at_ns = now_ns();
+        // The program runs from when it was let go, however late its first sign of life is read here.
+        member.started_at_ns = member.let_go_at_ns.unwrap_or_else(now_ns);
         let reply = if sandbox {
             Reply::Created(Created { pid: member.pid, start_ticks: member.start_ticks })
         } else {
@@ -337,6 +338,9 @@ impl Pod {
         const STAGE: &str = "start";
         let Some(key) = self.find(caller, id, STAGE) else { return };
         let Some(member) = self.members.get_mut(&key) else { return };
+        if member.phase == Phase::Created && member.waiting.is_none() {
+            member.let_go_at_ns = Some(now_ns());
+        }
         if member.handler.is_some() && member.phase == Phase::Created && member.waiting.is_none() {
             return self.start_by_handler(caller, key);
         }
