@@ -9,6 +9,7 @@ use crate::container::Container;
 use crate::container::state::Phase;
 use crate::error::Error;
 use crate::metrics::timeline::{Running, Slow};
+use crate::network::Owed;
 use crate::sandbox::Sandbox;
 use crate::store::world::Snapshot;
 
@@ -52,9 +53,9 @@ pub(crate) struct Process {
 pub(crate) async fn why(ctx: &Arc<Ctx>, word: &str) -> Result<Reasons, Error> {
     let meant = match Meant::find(&ctx.world.snapshot(), word) {
         // A pod may be gone while plugins still owe its network.
-        Err(Error::NotFound { kind, id }) => match owed(ctx, &[word.to_owned()]) {
-            Some(network_debt) => return Ok(Reasons { network_debt, ..Reasons::default() }),
-            None => return Err(Error::NotFound { kind, id }),
+        Err(Error::NotFound { kind, id }) => match owed(&ctx.network.owed(), &[word]) {
+            debt if debt.is_empty() => return Err(Error::NotFound { kind, id }),
+            network_debt => return Ok(Reasons { network_debt, ..Reasons::default() }),
         },
         meant => meant?,
     };
@@ -64,17 +65,22 @@ pub(crate) async fn why(ctx: &Arc<Ctx>, word: &str) -> Result<Reasons, Error> {
     under_way.retain(|operation| concerns(&operation.object));
     let mut slow = ctx.metrics.under_way.slow();
     slow.retain(|operation| concerns(&operation.object));
-    let network_debt = owed(ctx, &ids).unwrap_or_default();
+    let network_debt = owed(&ctx.network.owed(), &ids);
     let kernel = ctx.clone();
     let members = tokio::task::spawn_blocking(move || meant.members(&kernel)).await;
     let members = members.map_err(|_| Error::Panicked { operation: "Why" })?;
     Ok(Reasons { members, under_way, slow, network_debt })
 }
 
-/// What plugins have not given back of a pod that goes by one of these words.
-fn owed(ctx: &Ctx, words: &[String]) -> Option<String> {
-    let mut debts = ctx.network.owed().into_iter();
-    debts.find(|debt| words.iter().any(|word| debt.contains(word.as_str())))
+/// What plugins have not given back of the pods that one of these words means: an id, the beginning
+/// of one, or a name.
+fn owed(debts: &[Owed], words: &[impl AsRef<str>]) -> String {
+    let is_meant = |debt: &Owed, word: &str| {
+        let name = debt.pod.split_once('/').map(|(_, name)| name);
+        debt.sandbox_id.as_str().starts_with(word) || debt.pod == word || name == Some(word)
+    };
+    let meant = debts.iter().filter(|debt| words.iter().any(|word| is_meant(debt, word.as_ref())));
+    meant.map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// A pod with its containers, or one container.
@@ -86,6 +92,9 @@ struct Meant {
 
 impl Meant {
     fn find(world: &Snapshot, word: &str) -> Result<Self, Error> {
+        if word.is_empty() {
+            return Err(Error::invalid("object", "is empty: give an id or a name"));
+        }
         let pod_of = |container: &Container| world.sandboxes.get(&container.sandbox_id);
         let pods = world.sandboxes.values().filter(|it| {
             let metadata = &it.spec.metadata;
@@ -260,9 +269,33 @@ mod tests {
             assert_eq!(found(word).unwrap(), ids(expect), "{word}");
         }
         assert!(matches!(found("x"), Err(Error::NotFound { .. })));
-        assert!(matches!(found(""), Err(Error::NotFound { .. })));
+        assert!(matches!(found(""), Err(Error::Invalid { .. })));
         let many = found("app").unwrap_err().to_string();
         assert!(many.contains(&"c".repeat(64)) && many.contains(&"d".repeat(64)), "{many}");
+    }
+
+    #[test]
+    fn a_network_is_owed_by_the_pod_that_is_meant_and_by_no_other() {
+        let debt = |pod: &str, digit: &str| Owed {
+            pod: pod.to_owned(),
+            sandbox_id: Id::parse(&digit.repeat(64)).unwrap(),
+            attempts: 3,
+            last_error: "it does not know default/web".to_owned(),
+        };
+        let debts = [debt("default/web", "a"), debt("other/db", "b"), debt("default/db", "c")];
+        for (word, expect) in [
+            ("web", &[0][..]),
+            ("default/web", &[0]),
+            ("aaaa", &[0]),
+            ("db", &[1, 2]),
+            ("other/db", &[1]),
+            ("w", &[]),
+            ("default", &[]),
+            ("attempts", &[]),
+        ] {
+            let sentences: Vec<_> = expect.iter().map(|at| debts[*at].to_string()).collect();
+            assert_eq!(owed(&debts, &[word]), sentences.join("; "), "{word}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+use clap::builder::NonEmptyStringValueParser;
 use proto::cri::v1 as cri;
 
 use super::signals::Signals;
@@ -12,6 +13,7 @@ use super::{Cause, client, console, find, session};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Container by name, pod/name, namespace/pod/name, id or the beginning of an id
+    #[arg(value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
     container: String,
 
     /// Command and its arguments

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clap::builder::NonEmptyStringValueParser;
 use proto::admin::v1::{ExplainImageResponse, ExplainedEndpoint};
 
 use super::{Cause, client, console, images};
@@ -9,7 +10,7 @@ use super::{Cause, client, console, images};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// An image reference, short or whole
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = NonEmptyStringValueParser::new())]
     reference: String,
 
     #[command(flatten)]

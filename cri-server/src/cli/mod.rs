@@ -119,3 +119,32 @@ pub(crate) async fn execute(command: Command) -> Result<ExitCode, Error> {
     };
     Ok(done?)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Subcommand as _;
+    use clap::error::ErrorKind;
+
+    /// A variable of a script that is not set: it means nothing, so nothing may be done for it.
+    #[test]
+    fn an_empty_word_is_refused_by_the_arguments_name() {
+        let verbs = super::Command::augment_subcommands(clap::Command::new("lapstrake"));
+        for (line, argument) in [
+            (&["why", ""][..], "<ID>"),
+            (&["exec", "", "--", "true"], "<CONTAINER>"),
+            (&["rm", "web", ""], "<POD>"),
+            (&["explain", ""], "<REF>"),
+            (&["images", "pull", ""], "<REF>"),
+            (&["images", "export", "", "-o", "f"], "<REF>"),
+            (&["images", "import", "f", "--name", ""], "<REF>"),
+            (&["images", "pin", ""], "<REF>"),
+            (&["images", "verify", ""], "[REF]"),
+            (&["images", "rm", ""], "<REF>"),
+        ] {
+            let words = ["lapstrake"].iter().chain(line);
+            let error = verbs.clone().try_get_matches_from(words).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidValue, "{line:?}: {error}");
+            assert!(error.to_string().contains(argument), "{line:?}: {error}");
+        }
+    }
+}

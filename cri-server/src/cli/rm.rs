@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use clap::builder::NonEmptyStringValueParser;
 use proto::cri::v1 as cri;
 
 use super::{Cause, client, console, find, run, signals::Signals, teardown};
@@ -9,7 +10,7 @@ use super::{Cause, client, console, find, run, signals::Signals, teardown};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Pods by name, namespace/name, id or the beginning of an id
-    #[arg(required = true, value_name = "POD")]
+    #[arg(required = true, value_name = "POD", value_parser = NonEmptyStringValueParser::new())]
     pods: Vec<String>,
 
     /// Seconds between the stop signal and the kill

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clap::builder::NonEmptyStringValueParser;
 use proto::admin::v1::{WhyMember, WhyOperation, WhyProcess, WhyResponse};
 
 use super::{Cause, client, console};
@@ -9,7 +10,7 @@ use super::{Cause, client, console};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The id of a pod or container, the beginning of one, or a name; a pod means its containers too
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     object: String,
 
     #[command(flatten)]

@@ -522,13 +522,14 @@ impl Service {
             user_namespaces: self.ctx.node.user_namespaces,
         };
         let handler = |name| cri::RuntimeHandler { name, features: Some(features) };
+        let owed = self.ctx.network.owed();
         let info = json!({
             "root": self.ctx.config.root,
             "stateDir": self.ctx.config.state,
             "bridge": self.ctx.config.network.bridge,
             "defaultHandler": runtime.default_handler,
             "networkMode": self.ctx.config.network.mode.to_string(),
-            "networkDebts": self.ctx.network.owed(),
+            "networkDebts": owed.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
         cri::StatusResponse {
             status: Some(cri::RuntimeStatus {

@@ -13,6 +13,7 @@ mod template;
 mod told;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -50,6 +51,23 @@ const DEBTS_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Attached {
     pub(crate) netns: OwnedFd,
     pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// A network that plugins have not taken back of a pod that is gone.
+#[derive(Debug)]
+pub(crate) struct Owed {
+    /// `namespace/name`
+    pub(crate) pod: String,
+    pub(crate) sandbox_id: Id,
+    pub(crate) attempts: u32,
+    pub(crate) last_error: String,
+}
+
+impl fmt::Display for Owed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pod, sandbox_id, attempts, last_error } = self;
+        write!(f, "{pod} ({sandbox_id}), {attempts} attempts: {last_error}")
+    }
 }
 
 /// What is wrong with the settings of the built-in network, one sentence each.
@@ -95,16 +113,13 @@ impl Network {
         }
     }
 
-    /// What is still to be given back of pods that are gone, one sentence each.
-    pub(crate) fn owed(&self) -> Vec<String> {
-        let debts = self.plugins.debts().into_iter();
-        debts
-            .filter_map(|record| {
-                let debt = record.debt?;
-                let (pod, id) = (record.pod, record.sandbox_id);
-                Some(format!("{pod} ({id}), {} attempts: {}", debt.attempts, debt.last_error))
-            })
-            .collect()
+    /// What is still to be given back of pods that are gone.
+    pub(crate) fn owed(&self) -> Vec<Owed> {
+        let owed = |record: attachment::Attachment| {
+            let attachment::Debt { attempts, last_error, .. } = record.debt?;
+            Some(Owed { pod: record.pod, sandbox_id: record.sandbox_id, attempts, last_error })
+        };
+        self.plugins.debts().into_iter().filter_map(owed).collect()
     }
 
     /// Watches over the network of these pods as long as the daemon lives.

@@ -13,6 +13,7 @@ use std::{
     process::ExitCode,
 };
 
+use clap::builder::NonEmptyStringValueParser;
 use proto::{
     admin::v1::{ImportImagesRequest, ImportedImage},
     cri::v1 as cri,
@@ -56,12 +57,12 @@ enum Verb {
         file: PathBuf,
 
         /// A reference for an archive that names none
-        #[arg(long, value_name = "REF")]
+        #[arg(long, value_name = "REF", value_parser = NonEmptyStringValueParser::new())]
         name: Option<String>,
     },
     /// Pull an image from its registry
     Pull {
-        #[arg(value_name = "REF")]
+        #[arg(value_name = "REF", value_parser = NonEmptyStringValueParser::new())]
         reference: String,
 
         #[command(flatten)]
@@ -69,7 +70,7 @@ enum Verb {
     },
     /// Write images into an archive that any image tool reads
     Export {
-        #[arg(required = true, value_name = "REF")]
+        #[arg(required = true, value_name = "REF", value_parser = NonEmptyStringValueParser::new())]
         references: Vec<String>,
 
         /// The archive; - writes to standard output
@@ -78,7 +79,7 @@ enum Verb {
     },
     /// Keep images from the kubelet's garbage collection
     Pin {
-        #[arg(required = true, value_name = "REF")]
+        #[arg(required = true, value_name = "REF", value_parser = NonEmptyStringValueParser::new())]
         references: Vec<String>,
 
         /// No longer
@@ -88,7 +89,7 @@ enum Verb {
     /// Compare images on disk, byte by byte, with what was written when they were made
     Verify {
         /// All images when none is given
-        #[arg(value_name = "REF")]
+        #[arg(value_name = "REF", value_parser = NonEmptyStringValueParser::new())]
         references: Vec<String>,
     },
     /// List images, and who uses them since when
@@ -99,7 +100,7 @@ enum Verb {
     },
     /// Remove images, with all their names
     Rm {
-        #[arg(required = true, value_name = "REF")]
+        #[arg(required = true, value_name = "REF", value_parser = NonEmptyStringValueParser::new())]
         references: Vec<String>,
     },
 }
