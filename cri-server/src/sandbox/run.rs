@@ -30,8 +30,8 @@ pub(crate) async fn run(ctx: Arc<Ctx>, spec: Spec) -> Result<Id, Error> {
     if spec.user_namespace.is_some() && !ctx.node.user_namespaces {
         return Err(Error::Unsupported {
             field: "config.linux.security_context.namespace_options.userns_options".to_owned(),
-            hint: "this node announces no user namespaces in its handler features; set hostUsers: \
-                   true"
+            hint: "this node announces no user namespaces in its handler features; `lapstrake \
+                   doctor` says what it lacks, hostUsers: true does without"
                 .to_owned(),
         });
     }

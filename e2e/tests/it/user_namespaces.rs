@@ -84,7 +84,11 @@ async fn node_with_users() -> Option<Node> {
         return Some(node);
     }
     let error = node.try_run_pod(mapped(pod("pod"))).await.map(|_| ());
-    refused(error, Code::InvalidArgument, &["userns_options", "announces no user namespaces"]);
+    refused(
+        error,
+        Code::InvalidArgument,
+        &["userns_options", "no user namespaces", "`lapstrake doctor`"],
+    );
     node.finish().await;
     None
 }
