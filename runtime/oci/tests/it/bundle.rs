@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -50,24 +50,34 @@ impl Bundle {
     }
 
     pub(crate) fn oci(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("run lapstrake-oci")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
         let root = self.dir.path().join("root");
         let mut command = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"));
         command.arg("--root").arg(root).args(args).current_dir(self.dir.path());
-        command.output().expect("run lapstrake-oci")
+        command
     }
 
     /// As `oci`, for verbs after which a container holds our pipes open: output goes to a file.
     pub(crate) fn oci_to_file(&self, args: &[&str]) -> (bool, PathBuf) {
         let out = self.dir.path().join("out");
         let file = fs::File::options().append(true).create(true).open(&out).expect("open");
-        let root = self.dir.path().join("root");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"));
-        command.arg("--root").arg(root).args(args).current_dir(self.dir.path());
-        command
-            .stdin(std::process::Stdio::null())
-            .stdout(file.try_clone().expect("dup"))
-            .stderr(file);
+        let mut command = self.command(args);
+        command.stdin(Stdio::null()).stdout(file.try_clone().expect("dup")).stderr(file);
         (command.status().expect("run lapstrake-oci").success(), out)
+    }
+
+    /// With `--systemd-cgroup`, by the system's bus or by another one. Answers the exit code and all that was said.
+    pub(crate) fn oci_by_systemd(&self, bus: Option<&str>, args: &[&str]) -> (i32, String) {
+        let printed = self.dir.path().join("printed");
+        let file = fs::File::create(&printed).expect("create");
+        let mut command = self.command(&[&["--systemd-cgroup"], args].concat());
+        command.stdin(Stdio::null()).stdout(file.try_clone().expect("dup")).stderr(file);
+        command.envs(bus.map(|bus| ("DBUS_SYSTEM_BUS_ADDRESS", bus)));
+        let status = command.status().expect("run lapstrake-oci");
+        (status.code().expect("exited"), text(&fs::read(printed).expect("printed")))
     }
 
     pub(crate) fn status(&self) -> String {

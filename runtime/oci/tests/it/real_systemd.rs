@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use serde_json::json;
 
@@ -11,23 +11,10 @@ use crate::bundle::{Bundle, text};
 const LIMIT: u64 = 64 << 20;
 const CHANGED: u64 = 96 << 20;
 
-fn oci(b: &Bundle, args: &[&str]) -> Output {
-    let out = b.dir.path().join("printed");
-    let file = fs::File::create(&out).expect("create");
-    let status = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"))
-        .arg("--root")
-        .arg(b.dir.path().join("root"))
-        .arg("--systemd-cgroup")
-        .args(args)
-        .current_dir(b.dir.path())
-        .stdin(Stdio::null())
-        .stdout(file.try_clone().expect("dup"))
-        .stderr(file)
-        .status()
-        .expect("run lapstrake-oci");
-    let stdout = fs::read(out).expect("out");
-    assert!(status.success(), "{args:?}: {}", text(&stdout));
-    Output { status, stdout, stderr: Vec::new() }
+fn oci(b: &Bundle, args: &[&str]) -> String {
+    let (code, said) = b.oci_by_systemd(None, args);
+    assert_eq!(code, 0, "{args:?}: {said}");
+    said
 }
 
 fn systemctl(args: &[&str]) -> String {
@@ -62,7 +49,7 @@ fn a_scope_has_the_limits_in_systemd_and_in_the_kernel_whatever_systemd_reloads(
     oci(&b, &["create", &b.id]);
     oci(&b, &["start", &b.id]);
     let state: serde_json::Value =
-        serde_json::from_slice(&oci(&b, &["state", &b.id]).stdout).expect("state");
+        serde_json::from_str(&oci(&b, &["state", &b.id])).expect("state");
     let pid = state["pid"].as_i64().expect("pid");
     let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("cgroup");
     assert_eq!(group, format!("0::/ocitest.slice/ocitest-pod1.slice/{scope}\n"));
@@ -83,12 +70,7 @@ fn a_scope_has_the_limits_in_systemd_and_in_the_kernel_whatever_systemd_reloads(
     // Devices: null may be opened, kmsg may not, and systemd's own program has not replaced ours.
     let may = |device: &str| {
         let command = format!(": < /dev/{device}");
-        let done = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"))
-            .arg("--root")
-            .arg(b.dir.path().join("root"))
-            .args(["--systemd-cgroup", "exec", &b.id, "/bin/sh", "-c", &command])
-            .output();
-        done.expect("exec").status.success()
+        b.oci_by_systemd(None, &["exec", &b.id, "/bin/sh", "-c", &command]).0 == 0
     };
     assert_eq!((may("null"), may("kmsg")), (true, false));
 

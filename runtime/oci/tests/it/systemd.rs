@@ -5,29 +5,14 @@ mod double;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
 use serde_json::json;
 
 use crate::bundle::{Bundle, text};
 use double::Double;
 
-fn oci(double: &Double, b: &Bundle, args: &[&str]) -> Output {
-    let out = b.dir.path().join("printed");
-    let file = fs::File::create(&out).expect("create");
-    let status = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"))
-        .arg("--root")
-        .arg(b.dir.path().join("root"))
-        .arg("--systemd-cgroup")
-        .args(args)
-        .env("DBUS_SYSTEM_BUS_ADDRESS", double.address())
-        .current_dir(b.dir.path())
-        .stdin(Stdio::null())
-        .stdout(file.try_clone().expect("dup"))
-        .stderr(file)
-        .status()
-        .expect("run lapstrake-oci");
-    Output { status, stdout: fs::read(out).expect("out"), stderr: Vec::new() }
+fn oci(double: &Double, b: &Bundle, args: &[&str]) -> (i32, String) {
+    b.oci_by_systemd(Some(double.address()), args)
 }
 
 fn gone(path: &Path) {
@@ -50,8 +35,8 @@ fn a_container_is_a_scope_made_by_one_call_with_its_limits_and_ends_with_it() {
         c["linux"]["resources"]["pids"] = json!({ "limit": 44 });
         c["linux"]["resources"]["cpu"] = json!({ "quota": 50_000, "period": 100_000 });
     });
-    let out = oci(&double, &b, &["run", "-d", &b.id]);
-    assert!(out.status.success(), "{}", text(&out.stdout));
+    let (code, said) = oci(&double, &b, &["run", "-d", &b.id]);
+    assert_eq!(code, 0, "{said}");
     let scope = format!("oci-{}.scope", b.id);
     let path = format!("/lapstraketest.slice/{slice}/{scope}");
     let node = cgroup::Hierarchies::detect().expect("cgroups");
@@ -66,13 +51,13 @@ fn a_container_is_a_scope_made_by_one_call_with_its_limits_and_ends_with_it() {
         assert!(calls[0].contains(want), "{want}: {calls:?}");
     }
 
-    assert!(oci(&double, &b, &["update", "--pids-limit", "55", &b.id]).status.success());
+    assert_eq!(oci(&double, &b, &["update", "--pids-limit", "55", &b.id]).0, 0);
     assert!(
         double.calls()[1].starts_with(&format!("set {scope} true TasksMax=")),
         "{:?}",
         double.calls()
     );
-    assert!(oci(&double, &b, &["delete", "-f", &b.id]).status.success());
+    assert_eq!(oci(&double, &b, &["delete", "-f", &b.id]).0, 0);
     assert_eq!(double.calls()[2], format!("stop {scope}"));
     for dir in node.dirs(&path) {
         gone(&dir);
@@ -87,9 +72,8 @@ fn systemds_refusal_is_told_in_its_words_and_leaves_nothing() {
     let slice = format!("lapstraketest-b{}.slice", std::process::id());
     for (prefix, want) in [("refused", "it is masked"), ("fails", "\"failed\"")] {
         b.change(|c| c["linux"]["cgroupsPath"] = format!("{slice}:{prefix}:{}", b.id).into());
-        let out = oci(&double, &b, &["run", &b.id]);
-        assert_eq!(out.status.code(), Some(1));
-        let said = text(&out.stdout);
+        let (code, said) = oci(&double, &b, &["run", &b.id]);
+        assert_eq!(code, 1);
         assert!(said.contains("make the scope") && said.contains(want), "{said}");
         assert!(!b.dir.path().join("root").join(&b.id).exists());
     }
