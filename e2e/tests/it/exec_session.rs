@@ -6,15 +6,9 @@ use std::process::{Command, Output, Stdio};
 use e2e::node::binary;
 use e2e::pod::SOON;
 use e2e::terminal::{self, Terminal};
-use e2e::{Container, Node, Options, container, image, pod, wait};
+use e2e::{Node, Options, wait};
 
-async fn node_with(options: Options) -> (Node, Container) {
-    let node = Node::start_with(options).await;
-    node.import(&image::busybox(), image::BUSYBOX).await;
-    let pod = node.run_pod(pod("pod")).await;
-    let container = pod.start(&container("main", image::BUSYBOX).shell("sleep 1000")).await;
-    (node, container)
-}
+use crate::streaming::sleeping_on;
 
 fn exec(node: &Node, words: &[&str], input: &[u8]) -> Output {
     let mut child = Command::new(binary("lapstrake"))
@@ -32,7 +26,7 @@ fn exec(node: &Node, words: &[&str], input: &[u8]) -> Output {
 
 #[tokio::test]
 async fn a_command_gets_the_input_and_its_exit_code_comes_back() {
-    let (node, container) = node_with(Options::default()).await;
+    let (node, container) = sleeping_on(Options::default()).await;
     let noise: Vec<u8> =
         (0..3_000_000_u32).map(|it| (it.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
     let script = "cat; echo err >&2; exit 7";
@@ -68,7 +62,7 @@ async fn a_terminal_is_handed_over_with_its_size_and_given_back() {
     let over_tcp = String::new();
     let over_unix = format!("[streaming]\nlisten = \"unix://{}\"\n", socket.display());
     for config in [over_tcp, over_unix] {
-        let (node, container) = node_with(Options { config, ..Options::default() }).await;
+        let (node, container) = sleeping_on(Options { config, ..Options::default() }).await;
         let program = binary("lapstrake").display().to_string();
         let endpoint = node.endpoint();
         let script = "until [ \"$(stty size)\" = '45 123' ]; do sleep 0.05; done; echo first; \
@@ -95,7 +89,7 @@ async fn a_terminal_is_handed_over_with_its_size_and_given_back() {
 
 #[tokio::test]
 async fn a_client_that_is_killed_takes_its_command_along() {
-    let (node, container) = node_with(Options::default()).await;
+    let (node, container) = sleeping_on(Options::default()).await;
     let mut client = Command::new(binary("lapstrake"))
         .args(["exec", "--endpoint", &node.endpoint(), "-i", &container.id, "--"])
         .args(["sleep", "7002"])

@@ -27,7 +27,13 @@ fn from_environment(name: &str, otherwise: usize) -> usize {
 }
 
 async fn sleeping() -> (Node, Container) {
-    let node = Node::with_busybox().await;
+    sleeping_on(Options::default()).await
+}
+
+/// A node with such options and a container that does nothing.
+pub(crate) async fn sleeping_on(options: Options) -> (Node, Container) {
+    let node = Node::start_with(options).await;
+    node.import(&image::busybox(), image::BUSYBOX).await;
     let pod = node.run_pod(pod("pod")).await;
     let container = pod.start(&container("main", image::BUSYBOX).shell("sleep 1000")).await;
     (node, container)
@@ -406,10 +412,7 @@ async fn a_session_with_tls_goes_on_while_the_daemon_is_killed_and_started_again
     tls::certificate(files.path());
     let [certificate, key] = ["cert.pem", "key.pem"].map(|name| files.path().join(name));
     let config = format!("[streaming]\ntls_certificate = {certificate:?}\ntls_key = {key:?}\n");
-    let mut node = Node::start_with(Options { config, ..Options::default() }).await;
-    node.import(&image::busybox(), image::BUSYBOX).await;
-    let pod = node.run_pod(pod("pod")).await;
-    let container = pod.start(&container("main", image::BUSYBOX).shell("sleep 1000")).await;
+    let (mut node, container) = sleeping_on(Options { config, ..Options::default() }).await;
     let stream = async |script: &str| {
         let url = container.try_exec_url(&["sh", "-c", script], ALL).await.unwrap();
         Command::dial(&tls::plain(&url, &certificate).await, ALL).await
@@ -450,10 +453,7 @@ async fn sessions_come_over_a_unix_socket_of_each_daemon_in_turn() {
     let scratch = tempfile::tempdir().unwrap();
     let socket = scratch.path().join("streaming.sock");
     let config = format!("[streaming]\nlisten = \"unix://{}\"\n", socket.display());
-    let mut node = Node::start_with(Options { config, ..Options::default() }).await;
-    node.import(&image::busybox(), image::BUSYBOX).await;
-    let pod = node.run_pod(pod("pod")).await;
-    let container = pod.start(&container("main", image::BUSYBOX).shell("sleep 1000")).await;
+    let (mut node, container) = sleeping_on(Options { config, ..Options::default() }).await;
     let stream = async |script: &str| {
         let url = container.try_exec_url(&["sh", "-c", script], ALL).await.unwrap();
         Command::dial(&plain(&url, &socket).await, ALL).await
