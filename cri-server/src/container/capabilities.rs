@@ -1,52 +1,9 @@
 //! Which capabilities a container gets. Pure: the change asked for and the node's bounding set
 //! come in.
 
-use super::spec::CapabilityChange;
+use rustix::thread::CapabilitySet;
 
-/// Every capability of Linux in the kernel's order (`include/uapi/linux/capability.h`).
-pub(crate) const ALL: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
+use super::spec::CapabilityChange;
 
 /// What an ordinary container gets: the fourteen that images of the Docker era expect.
 const DEFAULT: [&str; 14] = [
@@ -68,7 +25,12 @@ const DEFAULT: [&str; 14] = [
 
 /// Whether Linux has a capability of this name (no prefix, upper case).
 pub(crate) fn known(name: &str) -> bool {
-    ALL.contains(&name)
+    CapabilitySet::from_name(name).is_some()
+}
+
+/// Every capability of Linux in the kernel's order.
+pub(crate) fn all() -> impl Iterator<Item = &'static str> {
+    CapabilitySet::all().iter_names().map(|(name, _)| name)
 }
 
 /// The sets of a container. Inheritable stays empty: a set one there lets every program with
@@ -85,12 +47,11 @@ pub(crate) struct Sets {
 /// everything; a name in both lists ends up dropped unless it was added by name over `drop ALL`.
 pub(crate) fn resolve(change: &CapabilityChange, privileged: bool) -> Sets {
     if privileged {
-        return Sets { effective: ALL.to_vec(), ambient: Vec::new() };
+        return Sets { effective: all().collect(), ambient: Vec::new() };
     }
     let has = |list: &[String], name: &str| list.iter().any(|entry| entry == name);
     let drop_all = has(&change.drop, "ALL");
-    let effective: Vec<_> = ALL
-        .into_iter()
+    let effective: Vec<_> = all()
         .filter(|name| {
             let added = has(&change.add, name) || has(&change.add_ambient, name);
             let granted = if has(&change.add, "ALL") {
@@ -131,7 +92,7 @@ mod tests {
         check(&["NET_ADMIN"], &["CHOWN"], &["NET_ADMIN", "KILL"], &["CHOWN"]);
         check(&["NET_ADMIN"], &["ALL"], &["NET_ADMIN"], &["CHOWN", "KILL"]);
         check(&["ALL"], &["SYS_TIME"], &["SYS_ADMIN", "CHOWN"], &["SYS_TIME"]);
-        check(&["ALL"], &[], &ALL, &[]);
+        check(&["ALL"], &[], &all().collect::<Vec<_>>(), &[]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the facts mean for pods. Pure: facts in, one finding for each thing looked at out.
 
+use rustix::thread::CapabilitySet;
+
 use super::facts::{Cgroups, Directory, Facts};
 use crate::network::mode::Mode;
 use crate::selinux::Node;
@@ -28,23 +30,18 @@ const FREE_INODES_MIN: u64 = 100_000;
 /// output pipes.
 const OPEN_FILES_MIN: u64 = 8192;
 
-/// Without these no container starts: capability, number.
-const NEEDED: &[(&str, u32)] = &[
-    ("CAP_CHOWN", 0),
-    ("CAP_DAC_OVERRIDE", 1),
-    ("CAP_KILL", 5),
-    ("CAP_SETGID", 6),
-    ("CAP_SETUID", 7),
-    ("CAP_SETPCAP", 8),
-    ("CAP_NET_ADMIN", 12),
-    ("CAP_SYS_CHROOT", 18),
-    ("CAP_SYS_PTRACE", 19),
-    ("CAP_SYS_ADMIN", 21),
-    ("CAP_MKNOD", 27),
-];
-
-/// Lowers oom_score_adj and raises hard limits.
-const CAP_SYS_RESOURCE: u32 = 24;
+/// Without these no container starts.
+const NEEDED: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::NET_ADMIN)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::MKNOD);
 
 /// Limits the kubelet sets need these.
 const CONTROLLERS: &[&str] = &["cpu", "cpuset", "memory", "pids"];
@@ -125,14 +122,15 @@ fn user(facts: &Facts) -> Finding {
     let Some(held) = facts.capabilities else {
         return Finding::fine("user", "root; its capabilities cannot be read".to_owned());
     };
-    let has = |number: u32| held >> number & 1 == 1;
-    let missing: Vec<_> =
-        NEEDED.iter().filter(|(_, number)| !has(*number)).map(|(name, _)| *name).collect();
+    let held = CapabilitySet::from_bits_retain(held);
+    let missing = NEEDED.difference(held).iter_names().map(|(name, _)| format!("CAP_{name}"));
+    let missing: Vec<_> = missing.collect();
     if !missing.is_empty() {
         let says = format!("root without {}", missing.join(", "));
         return Finding::broken("user", says, "give the daemon all capabilities");
     }
-    if !has(CAP_SYS_RESOURCE) {
+    // Lowers oom_score_adj and raises hard limits.
+    if !held.contains(CapabilitySet::SYS_RESOURCE) {
         let says = "root without CAP_SYS_RESOURCE: oom_score_adj is not lowered and hard limits \
                     are not raised, they are cut to what is allowed"
             .to_owned();

@@ -1,54 +1,12 @@
 //! Capability names and sets, clipped to what this process may hand out.
 
+use rustix::thread::CapabilitySet;
+
 use crate::spec;
 
-/// In the kernel's numbering; the index is the capability's number.
-const NAMES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
-pub const SYS_RESOURCE: u64 = 1 << 24;
-pub const SYS_ADMIN: u64 = 1 << 21;
+/// Numbers that the kernel's sets have room for. More than have names: what a newer kernel has added is to be dropped
+/// as well.
+pub const NUMBERS: std::ops::Range<u32> = 0..u64::BITS;
 
 /// Five bit sets, bit n = capability n.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -94,17 +52,14 @@ pub fn sets(wanted: &spec::Capabilities, available: u64, warnings: &mut Vec<Stri
 
 /// The names in a set, as the specification writes them.
 pub fn names(bits: u64) -> Vec<String> {
-    let held = NAMES.iter().enumerate().filter(|(n, _)| bits & (1 << n) != 0);
-    held.map(|(_, name)| format!("CAP_{name}")).collect()
+    let named = CapabilitySet::from_bits_retain(bits);
+    named.iter_names().map(|(name, _)| format!("CAP_{name}")).collect()
 }
-
-/// How many capabilities this code knows.
-pub const COUNT: usize = NAMES.len();
 
 fn bit(name: &str) -> Option<u64> {
     let upper = name.to_ascii_uppercase();
     let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    NAMES.iter().position(|n| *n == short).map(|n| 1 << n)
+    CapabilitySet::from_name(short).map(|capability| capability.bits())
 }
 
 #[cfg(test)]
@@ -113,6 +68,19 @@ mod tests {
 
     fn caps(name: &str) -> Option<Vec<String>> {
         Some(vec![name.to_owned()])
+    }
+
+    const SYS_RESOURCE: u64 = CapabilitySet::SYS_RESOURCE.bits();
+
+    #[test]
+    fn names_are_those_of_the_kernel_in_its_order() {
+        let all = names(u64::MAX);
+        assert_eq!((&*all[0], &*all[40]), ("CAP_CHOWN", "CAP_CHECKPOINT_RESTORE"));
+        assert_eq!(names(1 << 21 | 1 << 63), ["CAP_SYS_ADMIN"]);
+        assert_eq!(
+            (bit("cap_kill"), bit("KILL"), bit("FLY"), bit("")),
+            (Some(1 << 5), Some(1 << 5), None, None)
+        );
     }
 
     #[test]

@@ -53,9 +53,9 @@ pub fn own_facts() -> Facts {
 /// What this process may hand out: its bounding set within its permitted one.
 pub fn own_capabilities() -> u64 {
     let permitted = rustix::thread::capabilities(None).map_or(0, |c| c.permitted.bits());
-    let held = |n: &usize| {
+    let held = |n: &u32| {
         let bit = rustix::thread::CapabilitySet::from_bits_retain(1 << n);
         rustix::thread::capability_is_in_bounding_set(bit).unwrap_or(false)
     };
-    (0..capabilities::COUNT).filter(held).fold(0, |bits, n| bits | 1 << n) & permitted
+    capabilities::NUMBERS.filter(held).fold(0, |bits, n| bits | 1 << n) & permitted
 }

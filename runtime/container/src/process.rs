@@ -249,7 +249,7 @@ fn resource(number: u32) -> Option<Resource> {
 fn user(p: &Process) -> Result<(), Error> {
     const STAGE: &str = "user";
     let want = &p.capabilities;
-    for n in 0..capabilities::COUNT {
+    for n in capabilities::NUMBERS {
         let bit = CapabilitySet::from_bits_retain(1 << n);
         if want.bounding & (1 << n) == 0
             && rustix::thread::capability_is_in_bounding_set(bit).unwrap_or(false)
@@ -276,7 +276,7 @@ fn set_capabilities(want: &Sets) -> Result<(), Error> {
     };
     rustix::thread::set_capabilities(None, sets).at("capabilities", "capset")?;
     rustix::thread::clear_ambient_capability_set().at("capabilities", "clear the ambient set")?;
-    for n in (0..capabilities::COUNT).filter(|n| want.ambient & (1 << n) != 0) {
+    for n in capabilities::NUMBERS.filter(|n| want.ambient & (1 << n) != 0) {
         let bit = CapabilitySet::from_bits_retain(1 << n);
         rustix::thread::configure_capability_in_ambient_set(bit, true)
             .at("capabilities", "raise ambient")?;

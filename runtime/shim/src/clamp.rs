@@ -2,10 +2,8 @@
 //! it where it sets the values, others fail.
 
 use rustix::process::{Resource, getrlimit};
+use rustix::thread::CapabilitySet;
 use serde_json::Value;
-
-/// Without this capability hard limits only go down and the OOM score only up.
-const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 const RESOURCES: [(&str, Resource); 16] = [
     ("RLIMIT_AS", Resource::As),
@@ -28,7 +26,8 @@ const RESOURCES: [(&str, Resource); 16] = [
 
 /// What was taken down, in words.
 pub(crate) fn process(process: &mut Value) -> Vec<String> {
-    if container::own_capabilities() & CAP_SYS_RESOURCE != 0 {
+    // Without this capability hard limits only go down and the OOM score only up.
+    if container::own_capabilities() & CapabilitySet::SYS_RESOURCE.bits() != 0 {
         return Vec::new();
     }
     let hard = |name: &str| {
