@@ -100,7 +100,7 @@ async fn hooks_of_the_creation_run_and_those_the_shim_does_not_run_are_refused_b
         payload.hooks = serde_json::json!({ name: [{ "path": "/bin/false" }] }).to_string();
         let error = node.create("c2", payload).await.expect_err(name);
         assert_eq!(error.stage, stage, "{error}");
-        assert!(!node.hierarchies.exists(&node.group("c2")), "{name}");
+        assert!(!node.hierarchies().exists(&node.group("c2")), "{name}");
     }
     node.end().await;
 }
@@ -116,7 +116,7 @@ async fn a_missing_mount_source_fails_the_creation_with_its_path_and_leaves_noth
     assert_eq!(error.stage, "mount /data");
     assert_eq!(error.message, "open /no/such/dir: No such file or directory");
     assert_eq!(node.shim.inventory().await.expect("inventory").containers, []);
-    assert!(!node.hierarchies.exists(&node.group("c1")));
+    assert!(!node.hierarchies().exists(&node.group("c1")));
     node.end().await;
 }
 
@@ -157,9 +157,9 @@ async fn an_out_of_memory_kill_is_told_from_a_plain_one() {
     // The limit of the pod, which its container has none of its own to stay below.
     let group = node.group("c2");
     let (pod, _) = group.rsplit_once('/').expect("a parent");
-    let limit = match node.hierarchies.dir("memory", pod) {
+    let limit = match node.hierarchies().dir("memory", pod) {
         Some(dir) => dir.join("memory.limit_in_bytes"),
-        None => node.hierarchies.unified_dir(pod).expect("v2").join("memory.max"),
+        None => node.hierarchies().unified_dir(pod).expect("v2").join("memory.max"),
     };
     std::fs::write(limit, "16777216").expect("limit");
     let script = "exec dd if=/dev/zero of=/dev/null bs=64M count=1";
@@ -179,10 +179,10 @@ async fn limits_are_in_force_and_can_be_changed() {
         r#"{"memory":{"limit":33554432},"pids":{"limit":7},"cpu":{"shares":102}}"#.to_owned();
     let c = node.create("c1", payload).await.expect("create");
     c.start().await.expect("start");
-    let stats = node.hierarchies.stats(&node.group("c1"));
+    let stats = node.hierarchies().stats(&node.group("c1"));
     assert_eq!((stats.memory_limit, stats.pids_limit), (Some(33_554_432), Some(7)));
     node.shim.update_container(&c.id, br#"{"pids":{"limit":9}}"#).await.expect("update");
-    assert_eq!(node.hierarchies.stats(&node.group("c1")).pids_limit, Some(9));
+    assert_eq!(node.hierarchies().stats(&node.group("c1")).pids_limit, Some(9));
     node.end().await;
 }
 
@@ -430,7 +430,7 @@ async fn a_killed_shim_is_noticed_and_what_it_left_is_swept() {
     while c.log().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await; // both processes are there when it has spoken
     }
-    let workload = node.hierarchies.pids(&node.group("c1")).expect("pids");
+    let workload = node.hierarchies().pids(&node.group("c1")).expect("pids");
     assert_eq!(workload.len(), 2);
     rustix::process::kill_process(shim, rustix::process::Signal::KILL).expect("kill");
     assert_eq!(events.recv().await, Ok(Event::Lost));
@@ -465,7 +465,7 @@ async fn many_execs_leave_the_shim_as_it_was() {
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(measure(), before);
-    let left = node.hierarchies.pids(&node.group("c1")).expect("pids");
+    let left = node.hierarchies().pids(&node.group("c1")).expect("pids");
     assert!(left.len() <= 10, "{left:?}");
     node.end().await;
 }

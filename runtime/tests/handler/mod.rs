@@ -55,7 +55,7 @@ async fn a_container_of_an_external_runtime_runs_logs_and_leaves_nothing() {
     assert!(matches!(events.recv().await, Ok(Event::Exited { id, .. }) if id == c.id));
     node.shim.delete_container(&c.id).await.expect("delete");
     assert_eq!(kept(&node), 0);
-    assert!(!node.hierarchies.exists(&node.group("c1")));
+    assert!(!node.hierarchies().exists(&node.group("c1")));
     node.end().await;
 }
 
@@ -111,7 +111,7 @@ async fn a_failure_of_the_external_runtime_is_told_in_its_words_and_leaves_nothi
     assert!(error.to_string().contains("/no/such/runtime: No such file"), "{error}");
     assert_eq!(node.shim.inventory().await.expect("inventory").containers, []);
     for short in ["c1", "c2"] {
-        assert!(!node.hierarchies.exists(&node.group(short)), "{short}");
+        assert!(!node.hierarchies().exists(&node.group(short)), "{short}");
     }
     assert_eq!(kept(&node), 0);
     // Never started: deleted by its kill.

@@ -148,8 +148,27 @@ async fn a_shim_lives_in_a_group_of_its_own_outside_its_pod() {
     c.start().await.expect("start");
     let group = node.group("c1");
     let (pod, _) = group.rsplit_once('/').expect("a parent");
-    node.hierarchies.kill(pod).expect("kill");
+    node.hierarchies().kill(pod).expect("kill");
     assert_eq!(c.exit().await.code, 137);
     assert!(node::is_alive(node.shim.pid()));
     node.end().await;
+}
+
+/// Or the next one finds the machine as no test has left it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_that_fails_takes_its_pod_along() {
+    let Some(node) = Node::start("failed").await else { return };
+    let c = node.create("c", Payload::args(&["/bin/sleep", "1000"])).await.expect("create");
+    c.start().await.expect("start");
+    let inside = node.shim.inventory().await.expect("inventory").containers[0].pid;
+    let pids = [node.shim.pid(), node.sandbox.pause_pid, inside];
+    let (hierarchies, group) = (node.hierarchies().clone(), node.sandbox_group());
+    assert!(pids.iter().all(|pid| node::is_alive(*pid)) && hierarchies.exists(&group));
+    let failed = tokio::spawn(async {
+        let _node = node;
+        std::panic::resume_unwind(Box::new("as a failed assertion does, without the noise"));
+    });
+    assert!(failed.await.is_err_and(|error| error.is_panic()));
+    assert_eq!(pids.map(node::is_alive), [false; 3], "shim, pause, container");
+    assert!(!hierarchies.exists(&group), "{group} is left");
 }

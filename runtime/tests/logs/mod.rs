@@ -108,11 +108,11 @@ async fn limits_change_all_together_or_not_at_all_and_can_be_lifted() {
     let c = node.create("c1", payload).await.expect("create");
     c.start().await.expect("start");
     let shares = || {
-        let dir = node.hierarchies.dir("cpu", &node.group("c1"));
+        let dir = node.hierarchies().dir("cpu", &node.group("c1"));
         dir.map(|d| std::fs::read_to_string(d.join("cpu.shares")).expect("shares"))
     };
     let stats = || {
-        let stats = node.hierarchies.stats(&node.group("c1"));
+        let stats = node.hierarchies().stats(&node.group("c1"));
         (stats.memory_limit, stats.pids_limit)
     };
     let before = (stats(), shares());

@@ -2,15 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cgroup::Hierarchies;
 use runtime::{
     ContainerCreated, CreateContainer, CreateSandbox, Error, ErrorKind, ExecOutput, ExecSync, Exit,
     LogLimits, Rootfs, SandboxCreated, Shim, ShimCgroup, Shims,
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 const BUSYBOX: &str = "/bin/busybox";
+/// The kernel ends what was killed in milliseconds, on a crowded machine in seconds.
+const DEATH_LIMIT: Duration = Duration::from_secs(10);
+
 const DEFAULT_CAPS: &str = r#"["CAP_CHOWN","CAP_DAC_OVERRIDE","CAP_FSETID","CAP_FOWNER","CAP_MKNOD","CAP_NET_RAW",
     "CAP_SETGID","CAP_SETUID","CAP_SETFCAP","CAP_SETPCAP","CAP_NET_BIND_SERVICE","CAP_SYS_CHROOT","CAP_KILL",
     "CAP_AUDIT_WRITE"]"#;
@@ -20,9 +24,15 @@ pub(crate) struct Node {
     pub(crate) shims: Shims,
     pub(crate) shim: Shim,
     pub(crate) sandbox: SandboxCreated,
-    pub(crate) hierarchies: Hierarchies,
+    place: Place,
+}
+
+/// Where a pod is. Whatever of it is still alive at the end, of a test that failed or forgot, ends with it.
+#[derive(Debug)]
+struct Place {
     name: String,
     dir: tempfile::TempDir,
+    hierarchies: Hierarchies,
 }
 
 #[derive(Debug)]
@@ -91,48 +101,49 @@ impl Node {
         let shims = shims();
         let id = format!("{name}-pod");
         let hierarchies = Hierarchies::detect().expect("cgroups");
-        let shim = shims.spawn(&id, &dir.path().join("pod")).await.expect("spawn");
-        let group = format!("/lapstrake-test-{}/{name}/pod/{id}", std::process::id());
+        let place = Place { name: name.to_owned(), dir, hierarchies };
+        let shim = shims.spawn(&id, &place.pod_dir()).await.expect("spawn");
+        let group = format!("{}/{id}", place.group());
         let config = format!(
             r#"{{"ociVersion":"1.2.0","hostname":"the-pod","process":{{"args":["/pause"],"cwd":"/"}},
             "linux":{{"cgroupsPath":"{group}","namespaces":[{{"type":"ipc"}},{{"type":"uts"}},{{"type":"mount"}},
             {{"type":"pid"}}]}}}}"#
         );
-        std::fs::write(dir.path().join("pod/config.json"), config).expect("config");
-        let request = CreateSandbox {
-            id,
-            bundle: dir.path().join("pod"),
-            shm_size: 1 << 20,
-            seccomp_bpf: None,
-        };
+        std::fs::write(place.pod_dir().join("config.json"), config).expect("config");
+        let request =
+            CreateSandbox { id, bundle: place.pod_dir(), shm_size: 1 << 20, seccomp_bpf: None };
         let sandbox = shim.create_sandbox(request, Some(netns.into())).await.expect("sandbox");
-        Some(Self { shims, shim, sandbox, hierarchies, name: name.to_owned(), dir })
+        Some(Self { shims, shim, sandbox, place })
+    }
+
+    pub(crate) fn hierarchies(&self) -> &Hierarchies {
+        &self.place.hierarchies
     }
 
     pub(crate) fn group(&self, short: &str) -> String {
-        format!("/lapstrake-test-{}/{}/pod/{}-{short}", std::process::id(), self.name, self.name)
+        format!("{}/{}-{short}", self.place.group(), self.place.name)
     }
 
     pub(crate) fn sandbox_id(&self) -> String {
-        format!("{}-pod", self.name)
+        self.place.sandbox_id()
     }
 
     pub(crate) fn sandbox_group(&self) -> String {
-        format!("/lapstrake-test-{}/{}/pod/{}", std::process::id(), self.name, self.sandbox_id())
+        format!("{}/{}", self.place.group(), self.sandbox_id())
     }
 
     pub(crate) fn pod_dir(&self) -> PathBuf {
-        self.dir.path().join("pod")
+        self.place.pod_dir()
     }
 
     pub(crate) fn scratch(&self, name: &str) -> PathBuf {
-        let path = self.dir.path().join(name);
+        let path = self.place.dir.path().join(name);
         std::fs::create_dir_all(&path).expect("mkdir");
         path
     }
 
     pub(crate) fn log_path(&self, short: &str) -> PathBuf {
-        self.dir.path().join(format!("{short}.log"))
+        self.place.dir.path().join(format!("{short}.log"))
     }
 
     pub(crate) fn log(&self, short: &str) -> String {
@@ -140,7 +151,7 @@ impl Node {
     }
 
     pub(crate) async fn create(&self, short: &str, payload: Payload) -> Result<Running<'_>, Error> {
-        let id = format!("{}-{short}", self.name);
+        let id = format!("{}-{short}", self.place.name);
         let bundle = self.scratch(&format!("pod/containers/{id}"));
         self.scratch(&format!("pod/containers/{id}/rootfs"));
         std::fs::write(bundle.join("config.json"), self.config(short, &payload)).expect("config");
@@ -148,7 +159,7 @@ impl Node {
             id: id.clone(),
             bundle,
             rootfs: Rootfs {
-                lowers: vec![self.dir.path().join("layer")],
+                lowers: vec![self.place.dir.path().join("layer")],
                 upper: Some(self.scratch(&format!("{short}/upper"))),
                 work: Some(self.scratch(&format!("{short}/work"))),
                 volatile: false,
@@ -202,9 +213,9 @@ impl Node {
     }
 
     pub(crate) async fn lose_connection(self) -> Disconnected {
-        let Self { shims, shim, sandbox, hierarchies, name, dir } = self;
+        let Self { shims, shim, sandbox, place } = self;
         drop(shim);
-        Disconnected { shims, sandbox, hierarchies, name, dir }
+        Disconnected { shims, sandbox, place }
     }
 
     /// Shuts the pod down and looks for what it left.
@@ -212,25 +223,9 @@ impl Node {
         let pid = self.shim.pid();
         self.shim.shutdown().await.expect("shutdown");
         self.shim.shutdown().await.expect("a gone shim is fine");
-        let id = format!("{}-pod", self.name);
-        self.shims.forget(&id).await.expect("forget");
-        let gone = self.shims.connect(&id, &self.pod_dir(), Duration::from_secs(1)).await;
-        assert_eq!(gone.expect_err("ended").kind, ErrorKind::Gone);
+        self.place.has_nothing_left(&self.shims).await;
         assert!(!is_alive(pid), "the shim still runs");
-        let left = groups_below(
-            &self.hierarchies,
-            &format!("/lapstrake-test-{}/{}/pod", std::process::id(), self.name),
-        );
-        assert!(left.is_empty(), "groups left: {left:?}");
-        self.shims.prune();
-        self.hierarchies.prune(&format!(
-            "/lapstrake-test-{}/{}/pod",
-            std::process::id(),
-            self.name
-        ));
-        let left = processes_in(self.dir.path());
-        assert!(left.is_empty(), "processes left: {left:?}");
-        let left = mounts_of(self.dir.path());
+        let left = mounts_of(self.place.dir.path());
         assert!(left.is_empty(), "mounts left in the host's namespace: {left:?}");
     }
 }
@@ -239,36 +234,68 @@ impl Node {
 pub(crate) struct Disconnected {
     shims: Shims,
     sandbox: SandboxCreated,
-    hierarchies: Hierarchies,
-    name: String,
-    dir: tempfile::TempDir,
+    place: Place,
 }
 
 impl Disconnected {
     /// For a pod whose shim has ended by itself.
     pub(crate) async fn end(self) {
-        let id = format!("{}-pod", self.name);
-        self.shims.forget(&id).await.expect("forget");
-        let gone =
-            self.shims.connect(&id, &self.dir.path().join("pod"), Duration::from_secs(1)).await;
-        assert_eq!(gone.expect_err("ended").kind, ErrorKind::Gone);
-        let group = format!("/lapstrake-test-{}/{}/pod", std::process::id(), self.name);
-        let left = groups_below(&self.hierarchies, &group);
-        assert!(left.is_empty(), "groups left: {left:?}");
-        self.shims.prune();
-        self.hierarchies.prune(&group);
-        let left = processes_in(self.dir.path());
-        assert!(left.is_empty(), "processes left: {left:?}");
+        self.place.has_nothing_left(&self.shims).await;
     }
 
     pub(crate) async fn reconnect(self) -> Node {
-        let Self { shims, sandbox, hierarchies, name, dir } = self;
-        let id = format!("{name}-pod");
-        let shim = shims
-            .connect(&id, &dir.path().join("pod"), Duration::from_secs(5))
-            .await
-            .expect("connect");
-        Node { shims, shim, sandbox, hierarchies, name, dir }
+        let Self { shims, sandbox, place } = self;
+        let id = place.sandbox_id();
+        let shim = shims.connect(&id, &place.pod_dir(), Duration::from_secs(5)).await;
+        Node { shims, shim: shim.expect("connect"), sandbox, place }
+    }
+}
+
+impl Place {
+    fn sandbox_id(&self) -> String {
+        format!("{}-pod", self.name)
+    }
+
+    fn pod_dir(&self) -> PathBuf {
+        self.dir.path().join("pod")
+    }
+
+    /// Above those of all its containers and of pause.
+    fn group(&self) -> String {
+        format!("/lapstrake-test-{}/{}/pod", std::process::id(), self.name)
+    }
+
+    /// No shim, group or process of the pod.
+    async fn has_nothing_left(&self, shims: &Shims) {
+        let id = self.sandbox_id();
+        shims.forget(&id).await.expect("forget");
+        let gone = shims.connect(&id, &self.pod_dir(), Duration::from_secs(1)).await;
+        assert_eq!(gone.expect_err("ended").kind, ErrorKind::Gone);
+        let left = groups_below(&self.hierarchies, &self.group());
+        assert!(left.is_empty(), "groups left: {left:?}");
+        shims.prune();
+        self.hierarchies.prune(&self.group());
+        let left = processes_in(self.dir.path());
+        assert!(left.is_empty(), "processes left: {left:?}");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let shims_left = || processes_in(self.dir.path());
+        for (pid, _) in shims_left() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let group = self.group();
+        let _ = self.hierarchies.kill(&group);
+        let pids = || self.hierarchies.pids(&group).unwrap_or_default();
+        let begun = Instant::now();
+        while !(pids().is_empty() && shims_left().is_empty()) && begun.elapsed() < DEATH_LIMIT {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.hierarchies.remove(&group);
+        self.hierarchies.prune(&group);
+        shims().prune();
     }
 }
 
@@ -391,14 +418,15 @@ fn groups_below(node: &Hierarchies, group: &str) -> BTreeSet<PathBuf> {
 }
 
 /// Processes whose root or working directory is below `dir`, or that were started with it in their command line.
-fn processes_in(dir: &Path) -> Vec<String> {
+fn processes_in(dir: &Path) -> Vec<(Pid, String)> {
     let needle = dir.to_string_lossy().into_owned();
     let pids = std::fs::read_dir("/proc").expect("proc").flatten();
     pids.filter_map(|e| {
+        let pid = Pid::from_raw(e.file_name().to_str()?.parse().ok()?)?;
         let cwd = std::fs::read_link(e.path().join("cwd")).ok()?;
         let cmdline = std::fs::read_to_string(e.path().join("cmdline")).ok()?;
-        (cwd.to_string_lossy().contains(&needle) || cmdline.contains(&needle))
-            .then(|| format!("{e:?} {cmdline}"))
+        let ours = cwd.to_string_lossy().contains(&needle) || cmdline.contains(&needle);
+        ours.then_some((pid, cmdline))
     })
     .collect()
 }

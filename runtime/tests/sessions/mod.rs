@@ -90,7 +90,7 @@ async fn an_execd_process_has_its_stdio_with_whoever_asked() {
     };
     assert_eq!(read_all(out).await, b"out\n");
     assert_eq!(session.wait().await.expect("code"), 0);
-    let groups = node.hierarchies.pids(&node.group("c1")).expect("pids");
+    let groups = node.hierarchies().pids(&node.group("c1")).expect("pids");
     assert_eq!(groups.len(), 1, "{groups:?}");
     node.end().await;
 }
@@ -143,7 +143,7 @@ async fn a_session_is_killed_with_its_tree_on_request_and_with_its_connection() 
     assert_eq!(session.wait().await.expect("code"), 137);
     let alone = || async {
         let begun = Instant::now();
-        while node.hierarchies.pids(&node.group("c1")).expect("pids").len() > 1 {
+        while node.hierarchies().pids(&node.group("c1")).expect("pids").len() > 1 {
             assert!(begun.elapsed() < LONG, "the tree lives");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -325,7 +325,7 @@ async fn a_paused_container_stands_still_until_resumed_and_can_be_killed() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     node.shim.pause(&c.id).await.expect("pause");
-    assert!(node.hierarchies.is_frozen(&node.group("c1")).expect("state"));
+    assert!(node.hierarchies().is_frozen(&node.group("c1")).expect("state"));
     assert!(node.shim.inventory().await.expect("inventory").containers[0].paused);
     let refused = c.exec("true", None).await.expect_err("it would hang");
     assert_eq!(refused.kind, ErrorKind::InvalidState);
