@@ -263,7 +263,8 @@ async fn nothing_left(node: &Node) {
     assert_eq!(images.unwrap().into_inner().images, []);
     let mut files = Vec::new();
     for dir in ["content", "layers", "images"] {
-        let found = std::process::Command::new("find")
+        let found = std::process::Command::new("busybox")
+            .arg("find")
             .arg(node.root_dir().join(dir))
             .args(["-type", "f", "-size", "+0"])
             .output()

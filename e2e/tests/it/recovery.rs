@@ -163,10 +163,11 @@ async fn a_killed_shim_is_replaced_and_the_pod_goes_on() {
         assert_eq!(node.pid_of(&container).await, pid);
     }
     container.try_exec(&["touch", "/stop"], 5).await.unwrap();
-    // Who is not a process' parent learns of its exit code since Linux 6.15.
-    let (code, reason) = if host::kernel() >= (6, 15) { (6, "Error") } else { (255, "ShimLost") };
     let exited = container.exited().await;
-    assert_eq!((exited.exit_code, &*exited.reason), (code, reason));
+    let end = (exited.exit_code, &*exited.reason);
+    // Before Linux 6.15 who is not a process' parent learns of its exit code only when that is slow to reap it.
+    let unknown = end == (255, "ShimLost") && host::kernel() < (6, 15);
+    assert!(end == (6, "Error") || unknown, "{end:?}");
     assert_eq!(done.exited().await.exit_code, 3);
     let numbers: Vec<u32> =
         container.log_lines().iter().map(|line| line.text.parse().unwrap()).collect();
@@ -210,8 +211,8 @@ async fn a_record_that_cannot_be_read_does_not_stop_the_daemon() {
     assert!(node.log().contains(&spoiled.id), "the log names the record");
     // Put right by hand, it is back: the workload was kept.
     node.kill9();
-    let kept =
-        std::process::Command::new("find").arg(node.state_dir().join("pods")).output().unwrap();
+    let mut find = std::process::Command::new("busybox");
+    let kept = find.arg("find").arg(node.state_dir().join("pods")).output().unwrap();
     assert!(
         String::from_utf8_lossy(&kept.stdout).contains(&spoiled.id),
         "nothing of it was removed"
