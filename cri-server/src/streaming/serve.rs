@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ::streaming::{Address, Listen, ListenError, Server, Timeouts};
 use anyhow::Context;
-use runtime::cgroup::Hierarchies;
+use runtime::cgroup::{Hierarchies, Removal};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -23,6 +23,9 @@ const LINGER: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(250);
 /// The daemon before ours may be about to let go of the address.
 const BIND: Duration = Duration::from_secs(2);
+/// How long the last threads may take to be out of the cgroup, and how often that is tried.
+const EMPTY: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_millis(1);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -50,10 +53,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     // The threads end here: only whole processes can leave a group.
     drop(threads);
     if cgroups.written_joins("/").is_ok_and(|root| root.enter().is_ok()) {
-        match served {
+        // A thread that has ended is in its group until the kernel is through with it.
+        let until = std::time::Instant::now() + EMPTY;
+        while cgroups.remove(&group)? == Removal::Busy && std::time::Instant::now() < until {
+            std::thread::sleep(AGAIN);
+        }
+        if let Ok(Daemon::Gone) = served {
             // Whoever is last takes the parents along, if nothing else is in them.
-            Ok(Daemon::Gone) => cgroups.prune(&group),
-            Ok(Daemon::Lives) | Err(_) => drop(cgroups.remove(&group)?),
+            cgroups.prune(&group);
         }
     }
     served?;
