@@ -24,16 +24,21 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 build: need-build ## all binaries, into target/release
-	cargo build --release --locked -p lapstrake -p lapstrake-oci -p netplugin
-	@$(MAKE) --no-print-directory shim
+	cargo build --release --locked -p lapstrake -p netplugin
+	@$(MAKE) --no-print-directory static
 
-# The shim is resident once per pod and is started in foreign mount namespaces: small and static.
-# It has its own target directory, so that nothing built later for the tests can replace it unseen.
-.PHONY: shim
-shim:
-	RUSTFLAGS="-C target-feature=+crt-static" \
-		cargo build --profile shim --locked -p lapstrake-shim --target $(HOST)
-	install -m 755 $(TARGET)/$(HOST)/shim/lapstrake-shim $(BIN)/lapstrake-shim
+# The shim is resident once per pod, the command line is started anew for each command, and both enter foreign mount
+# namespaces: small and static. Each by a command of its own, because the shim needs fewer features of its libraries.
+# They have their own target directory, so that nothing built later for the tests can replace them unseen.
+SMALL := RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static \
+	LIBSECCOMP_LIB_PATH=$$(dirname $$(gcc -print-file-name=libseccomp.a)) \
+	cargo build --profile small --locked --target $(HOST)
+
+.PHONY: static
+static:
+	$(SMALL) -p lapstrake-shim
+	$(SMALL) -p lapstrake-oci
+	install -m 755 $(TARGET)/$(HOST)/small/lapstrake-shim $(TARGET)/$(HOST)/small/lapstrake-oci $(BIN)
 
 run: need-run build ## a real pod on this machine, from image to clean-up
 	deploy/examples/run.sh $(BIN)
@@ -41,7 +46,7 @@ run: need-run build ## a real pod on this machine, from image to clean-up
 test: need-test build ## everything but the vm ring; needs root and leaves nothing behind
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: the kernel and e2e rings need root"; exit 1; fi
 	cargo test --release --locked --workspace --no-run
-	@$(MAKE) --no-print-directory shim
+	@$(MAKE) --no-print-directory static
 	@$(MAKE) --no-print-directory test-runc
 	@export E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim; $(call cargo_test,--workspace)
 

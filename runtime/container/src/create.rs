@@ -117,9 +117,25 @@ pub struct SharedMemory {
     pub pause_pid: i32,
 }
 
+impl Creation<'_> {
+    /// Whether the process that creates it stays what it is: it joins nothing, takes on nothing that init is to
+    /// inherit, and keeps no hooks.
+    pub fn spares_its_creator(&self) -> bool {
+        let plan = self.plan;
+        let process = &plan.process;
+        let inherits = process.oom_score_adj.is_some()
+            || process.apparmor.is_some()
+            || process.selinux.is_some()
+            || plan.rdt.is_some();
+        let joins = !plan.namespaces.join.is_empty() || self.netns.is_some();
+        !inherits && !joins && !plan.namespaces.has(Namespace::User) && !Gate::is_needed(plan)
+    }
+}
+
 /// Creates the container up to the point where init waits for start; init reports over the channel by itself.
-/// Returns init's pid as this process sees it. The caller must have one thread and is left in changed namespaces:
-/// it should end soon. On failure the control group may exist: the caller's clean-up removes it as after an exit.
+/// Returns init's pid as this process sees it. The caller must have one thread, and unless
+/// [`Creation::spares_its_creator`] it is left in changed namespaces and should end soon. On failure the control group
+/// may exist: the caller's clean-up removes it as after an exit.
 pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     limit(c)?;
     let users = Users::of(c)?;

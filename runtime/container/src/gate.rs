@@ -8,6 +8,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use crate::create::Creation;
 use crate::error::{At, Error};
 use crate::hooks::Moment;
+use crate::plan::Plan;
 use crate::sys::process::{close_copy, fork};
 use crate::{channel, net_devices};
 
@@ -23,9 +24,14 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// None when there are no such hooks.
+    /// Whether there is anything to do on the host while init waits.
+    pub(crate) fn is_needed(plan: &Plan) -> bool {
+        !plan.hooks.create_runtime.is_empty() || !plan.net_devices.is_empty()
+    }
+
+    /// None when it is not needed.
     pub(crate) fn new(c: &Creation<'_>) -> Result<Option<Self>, Error> {
-        if c.plan.hooks.create_runtime.is_empty() && c.plan.net_devices.is_empty() {
+        if !Self::is_needed(c.plan) {
             return Ok(None);
         }
         let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);

@@ -97,8 +97,6 @@ fn build_and_become(
     }
     pivot(&root, plan)?;
     drop(root);
-    channel::say_ready(c.channel, terminal.as_ref().map(AsFd::as_fd))?;
-    drop(terminal);
     // It may wait for long, beside processes of the same pid namespace: nothing of the host stays open.
     let sealed = match c.program {
         Program::Sealed(fd) | Program::Init(fd) => Some(fd),
@@ -109,9 +107,11 @@ fn build_and_become(
         Start::Channel => None,
     };
     let first = 3 + i32::try_from(c.extras.preserve_fds).unwrap_or(0);
-    let ours = [Some(c.channel), sealed, listener];
+    let ours = [Some(c.channel), sealed, listener, terminal.as_ref().map(AsFd::as_fd)];
     let keep: Vec<_> = (0..first).chain(ours.iter().flatten().map(AsRawFd::as_raw_fd)).collect();
     close_all_except(&keep);
+    channel::say_ready(c.channel, terminal.as_ref().map(AsFd::as_fd))?;
+    drop(terminal);
 
     let accepted = match c.start {
         Start::Channel => None,

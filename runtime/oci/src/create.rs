@@ -24,7 +24,7 @@ use crate::state::{self, Record, Status};
 use crate::{bundle, end, log, scope, seccomp, terminal};
 
 pub(crate) fn create(cli: &Cli, args: &CreateArgs) -> Result<(), Error> {
-    let (_, master) = make(cli, args, Console::Socket)?;
+    let (_, master) = make(cli, args, Console::Socket, &Hierarchies::detect()?)?;
     drop(master);
     Ok(())
 }
@@ -42,15 +42,16 @@ pub(crate) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     // Blocked before anything is forked: no signal and no end of a child is missed.
     signals::block_all_signals();
     let socket = args.detach || args.create.console_socket.is_some();
-    let (record, master) =
-        make(cli, &args.create, if socket { Console::Socket } else { Console::Here })?;
+    let console = if socket { Console::Socket } else { Console::Here };
+    let node = Hierarchies::detect()?;
+    let (record, master) = make(cli, &args.create, console, &node)?;
     let started = go(cli, &record);
     if args.detach && started.is_ok() {
         return Ok(0);
     }
     let waited = started.and_then(|()| terminal::attend(record.pid, master));
     if !args.keep {
-        end::remove(cli, &record)?;
+        end::remove(cli, &record, &node)?;
     }
     waited
 }
@@ -69,6 +70,7 @@ fn make(
     cli: &Cli,
     args: &CreateArgs,
     console: Console,
+    node: &Hierarchies,
 ) -> Result<(Record, Option<OwnedFd>), Error> {
     if args.no_pivot {
         return Err(Error::Unsupported("--no-pivot: the root is always pivoted into"));
@@ -87,7 +89,7 @@ fn make(
         }
         other => other.map_err(Error::file("make", &dir))?,
     }
-    let order = Order { cli, args, spec: &spec, bundle: &bundle, rootfs, dir: &dir, console };
+    let order = Order { cli, args, spec: &spec, bundle: &bundle, rootfs, dir: &dir, console, node };
     order.make().inspect_err(|_| {
         let _ = fs::remove_dir_all(&dir); // what failed is the message; this is only tidiness
     })
@@ -101,6 +103,7 @@ struct Order<'a> {
     rootfs: PathBuf,
     dir: &'a Path,
     console: Console,
+    node: &'a Hierarchies,
 }
 
 impl Order<'_> {
@@ -117,20 +120,20 @@ impl Order<'_> {
         if let Some(unit) = &unit {
             plan.cgroup = unit.group();
         }
-        let node = Hierarchies::detect()?;
+        let node = self.node;
         if !node.pids(&plan.cgroup)?.is_empty() {
             return Err(Error::Occupied { id: self.args.id.clone(), group: plan.cgroup });
         }
-        if is_frozen(&node, &plan.cgroup) {
+        if is_frozen(node, &plan.cgroup) {
             return Err(Error::Frozen { id: self.args.id.clone(), group: plan.cgroup });
         }
         let undo = |_: &Error| {
-            end::clear_group(&node, &plan.cgroup, unit.as_ref());
+            end::clear_group(node, &plan.cgroup, unit.as_ref());
             let _ = container::rdt::remove(&rdt_of(&plan));
         };
-        let scope = unit.as_ref().map(|unit| scope::start(unit, &plan.resources, &node));
+        let scope = unit.as_ref().map(|unit| scope::start(unit, &plan.resources, node));
         let scope = scope.transpose().inspect_err(undo)?;
-        let made = self.make_init(&plan, &node, seccomp.as_ref().map(|(_, loaded)| loaded));
+        let made = self.make_init(&plan, seccomp.as_ref().map(|(_, loaded)| loaded));
         let (pid, master) = made.inspect_err(undo)?;
         drop(scope); // the container holds it now
         let mut record = self.record(&plan, pid, seccomp.map(|(kept, _)| kept));
@@ -139,11 +142,10 @@ impl Order<'_> {
         finished.map(|master| (record, master)).inspect_err(undo)
     }
 
-    /// Forks a creator, so that this process keeps its own namespaces, and listens until init waits.
+    /// Creates, by a fork where this process would lose its own namespaces by it, and listens until init waits.
     fn make_init(
         &self,
         plan: &Plan,
-        node: &Hierarchies,
         seccomp: Option<&Seccomp>,
     ) -> Result<(i32, Option<OwnedFd>), Error> {
         let listener = listen_at(self.dir)?;
@@ -153,7 +155,7 @@ impl Order<'_> {
             id: &self.args.id,
             bundle: self.bundle,
             plan,
-            node,
+            node: self.node,
             rootfs: Rootfs::Directory(self.rootfs.clone()),
             stdio: if plan.process.terminal { Stdio::Terminal } else { Stdio::Pipes(stdio) },
             program: Program::Args,
@@ -164,14 +166,24 @@ impl Order<'_> {
             trees: &[],
             channel: theirs.as_fd(),
             start: Start::Listener(listener.as_fd()),
-            sibling: true,
+            sibling: false,
             extras: Extras {
                 preserve_fds: self.args.preserve_fds,
                 keep_keyring: self.args.no_new_keyring,
             },
         };
-        let keep = kept(self.args.preserve_fds, &[theirs.as_fd(), listener.as_fd()]);
-        fork(|| run_creator(&creation, &keep)).map_err(Error::system("fork"))?;
+        // The connection to systemd may have threads, of which only a fork is free.
+        if creation.spares_its_creator() && !self.cli.systemd_cgroup {
+            close_all_except(&kept(
+                self.args.preserve_fds,
+                &[ours.as_fd(), theirs.as_fd(), listener.as_fd()],
+            ));
+            container::create(&creation)?;
+        } else {
+            let keep = kept(self.args.preserve_fds, &[theirs.as_fd(), listener.as_fd()]);
+            let creation = Creation { sibling: true, ..creation };
+            fork(|| run_creator(&creation, &keep)).map_err(Error::system("fork"))?;
+        }
         drop((theirs, listener));
         listen_until_ready(self.cli, ours.as_fd())
     }

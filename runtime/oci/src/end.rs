@@ -44,20 +44,20 @@ pub(crate) fn delete(cli: &Cli, args: &DeleteArgs) -> Result<(), Error> {
         Err(Error::NoContainer { .. }) if args.force => return Ok(()),
         other => other?,
     };
-    let status = record.status(cli, &Hierarchies::detect()?);
+    let node = Hierarchies::detect()?;
+    let status = record.status(cli, &node);
     if !args.force && !matches!(status, Status::Stopped | Status::Created) {
         return Err(Error::WrongState { verb: "delete", id: record.id, status: status.word() });
     }
-    remove(cli, &record)
+    remove(cli, &record, &node)
 }
 
 /// Kills what lives and removes group and record.
-pub(crate) fn remove(cli: &Cli, record: &Record) -> Result<(), Error> {
-    let node = Hierarchies::detect()?;
+pub(crate) fn remove(cli: &Cli, record: &Record, node: &Hierarchies) -> Result<(), Error> {
     if record.is_alive() {
         let _ = signal(record.pid, libc::SIGKILL);
     }
-    clear(&node, &record.cgroup)?;
+    clear(node, &record.cgroup)?;
     if let Some(unit) = &record.scope {
         scope::stop(unit)?;
     }

@@ -22,11 +22,12 @@ pub(crate) fn warn(cli: &Cli, text: &str) {
 }
 
 /// What is done, for those who ask by `--debug`.
-pub(crate) fn debug(cli: &Cli, text: &str) {
+pub(crate) fn debug(cli: &Cli, text: impl FnOnce() -> String) {
     if !cli.debug {
         return;
     }
-    write(cli, "debug", text);
+    let text = text();
+    write(cli, "debug", &text);
     if cli.log.is_none() {
         let now = crate::state::now();
         let _ = writeln!(std::io::stderr(), "time=\"{now}\" level=debug msg={text:?}");
