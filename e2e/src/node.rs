@@ -354,6 +354,13 @@ impl Node {
 
     /// A line of the metrics endpoint, by the beginning of it.
     pub fn metric(&self, name: &str) -> Option<String> {
+        let text = self.metrics();
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        line.rsplit(' ').next().map(str::to_owned)
+    }
+
+    /// The whole page of metrics.
+    pub fn metrics(&self) -> String {
         let pid = self.pid().expect("the daemon runs");
         let ask = |port: u16| {
             let url = format!("http://127.0.0.1:{port}/metrics");
@@ -361,9 +368,7 @@ impl Node {
             String::from_utf8(fetch.args(["wget", "-qO-", &url]).output().unwrap().stdout).unwrap()
         };
         let ports = crate::host::listening_ports(pid).into_iter();
-        let text = ports.map(ask).find(|text| !text.is_empty()).expect("a page of metrics");
-        let line = text.lines().find(|line| line.starts_with(name))?;
-        line.rsplit(' ').next().map(str::to_owned)
+        ports.map(ask).find(|text| !text.is_empty()).expect("a page of metrics")
     }
 
     /// Where the daemon looks for `<host>/hosts.toml`.

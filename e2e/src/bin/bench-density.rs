@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use e2e::{Host, Node, Options, Pod, pod};
-use k8s_cri::v1 as cri;
 
 const PODS: usize = 500;
 /// At either end.
@@ -15,19 +14,15 @@ const SHARE: usize = 50;
 /// The last ones over the first ones.
 const RATIO_MAX: f64 = 1.6;
 /// Room for all, and for the bridge.
-const POD_CIDR: &str = "10.98.0.0/22";
+const PREFIX: u8 = 22;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     // A host of its own: so many links would be in everybody's way.
     let host = Host::new();
-    let options = Options { netns: Some(host.name.clone()), ..Options::default() };
-    let node = Node::start_with(options).await;
-    let network_config = Some(cri::NetworkConfig { pod_cidr: POD_CIDR.to_owned() });
-    let runtime_config = Some(cri::RuntimeConfig { network_config });
-    let request = cri::UpdateRuntimeConfigRequest { runtime_config };
-    node.cri.runtime.clone().update_runtime_config(request).await.unwrap();
-    // The first pod after it makes the bridge anew.
+    let netns = Some(host.name.clone());
+    let node =
+        Node::start_with(Options { netns, range_prefix: PREFIX, ..Options::default() }).await;
     node.run_pod(pod("warm-up")).await.remove().await;
 
     let (mut pods, mut times) = (Vec::new(), Vec::new());

@@ -20,6 +20,9 @@ const RESIDENT_PODS: usize = 60;
 /// Containerd's time to list the numbers of those, by ours: at least.
 const NUMBERS_BOUND: f64 = 30.0;
 
+/// What the shim of a pod with one container takes for itself, among those.
+const SHIM_BOUND_KIB: u64 = 200;
+
 /// ExecSync of `true`: our time by containerd's, at most.
 const EXEC_BOUND: f64 = 0.1;
 
@@ -122,6 +125,7 @@ struct Measured {
     exec_ms: f64,
     /// Per second.
     log_mib: f64,
+    shim_kib: u64,
 }
 
 async fn measure_ours() -> Measured {
@@ -131,13 +135,29 @@ async fn measure_ours() -> Measured {
         pids.filter(|pid| host::comm(*pid).starts_with("lapstrake-shim")).collect()
     };
     let measured = measure("lapstrake", &ours.cri, ours.pid().unwrap(), &shims, "").await;
+    stages(&ours.metrics());
     ours.finish().await;
 
+    let holds = verdict(measured.shim_kib <= SHIM_BOUND_KIB);
+    println!("shim PSS {} KiB (bound {SHIM_BOUND_KIB}: {holds})", measured.shim_kib);
     for name in ["lapstrake", "lapstrake-shim", "lapstrake-oci", "lapstrake-bridge"] {
         let size = fs::metadata(e2e::node::binary(name)).unwrap().len();
         println!("{name:20} {:8.1} MiB on disk", size as f64 / f64::from(1 << 20));
     }
     measured
+}
+
+/// Where the time of each operation went, as the daemon counted it: means.
+fn stages(metrics: &str) {
+    let of = |suffix: &str| {
+        let name = format!("lapstrake_stage_seconds_{suffix}");
+        let lines = metrics.lines().filter_map(|line| line.strip_prefix(&name)?.split_once(' '));
+        lines.map(|(labels, value)| (labels, value.parse::<f64>().unwrap())).collect::<Vec<_>>()
+    };
+    for ((labels, sum), (_, count)) in of("sum").into_iter().zip(of("count")) {
+        println!("  {labels:62} {:8.2}", sum / count * 1e3);
+    }
+    println!();
 }
 
 /// `parent`: a cgroup for the pods; containerd has numbers only
@@ -183,7 +203,7 @@ async fn measure(
         pod.stop().await;
         pod.remove().await;
     }
-    Measured { numbers_ms: asked.at(CONTAINERS_STATS, 50), exec_ms, log_mib }
+    Measured { numbers_ms: asked.at(CONTAINERS_STATS, 50), exec_ms, log_mib, shim_kib: each }
 }
 
 /// How fast a container can log: from its start until it has ended, which it is said to have when its log is written.

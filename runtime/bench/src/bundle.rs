@@ -7,7 +7,7 @@ use libseccomp::ScmpSyscall;
 use serde_json::{Value, json};
 
 /// What RuntimeDefault profiles refuse on x86_64, by number; everything else up to the newest call is allowed by
-/// name, which makes a list as long as theirs.
+/// name, which makes a list as long as theirs. Theirs are for the three architectures of such a machine, too.
 const REFUSED: [i32; 20] = [
     101, 103, 134, 155, 156, 161, 163, 164, 165, 166, 167, 168, 169, 175, 176, 246, 272, 304, 308,
     321,
@@ -73,7 +73,8 @@ pub(crate) fn config(pod: Option<(i32, &str)>) -> Value {
     let secure = ["nosuid", "noexec", "nodev"];
     let namespaces = match pod {
         None => {
-            json!([{ "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" }])
+            json!([{ "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" },
+                { "type": "mount" }])
         }
         Some((pause, _)) => json!([{ "type": "pid" }, { "type": "mount" },
             { "type": "ipc", "path": format!("/proc/{pause}/ns/ipc") },
@@ -120,7 +121,8 @@ fn profile() -> Value {
     let numbers = (0..NEWEST).filter(|n| !REFUSED.contains(n));
     let names: Vec<String> = numbers.filter_map(|n| ScmpSyscall::from(n).get_name().ok()).collect();
     json!({
-        "defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"],
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
         "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }]
     })
 }

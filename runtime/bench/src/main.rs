@@ -30,7 +30,9 @@ fn main() {
     let own = std::env::current_exe().unwrap();
     let bin = std::env::var_os("LAPSTRAKE_BIN_DIR")
         .map_or_else(|| own.parent().unwrap().to_owned(), Into::into);
-    let dir = tempfile::Builder::new().prefix("lapstrake-bench-").tempdir().unwrap();
+    // In memory for everybody, as /run is on a node: what a disk's file system makes of many short-lived files (ext4
+    // without a journal searches long for an inode that was not free lately) is not what is measured.
+    let dir = tempfile::Builder::new().prefix("lapstrake-bench-").tempdir_in("/dev/shm").unwrap();
     let bundle = Bundle::make(dir.path());
     let mut peers = Vec::new();
     let ours = bin.join("lapstrake-oci").display().to_string();

@@ -58,6 +58,8 @@ pub(crate) fn rounds(program: &str, bundle: &Path, prefix: &str, rounds: usize) 
         let id = format!("lapstrake-bench-{}-{prefix}-{n}", std::process::id());
         let begun = Instant::now();
         let status = Command::new(program)
+            .arg("--root")
+            .arg(bundle.with_file_name("state"))
             .args(["run", "--bundle"])
             .arg(bundle)
             .arg(&id)
