@@ -61,7 +61,7 @@ test-runc:
 test-vm: need-test build ## e2e and kernel rings in a QEMU guest: systemd, pure cgroup v2, a Debian kernel
 	@if [ "$$(id -u)" != 0 ]; then echo "make test-vm: needs root to make the guest"; exit 1; fi
 	E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim \
-		cargo test --release --locked -p e2e --test it -- --ignored --nocapture vm::
+		cargo test --release --locked --workspace --test it -- --ignored --nocapture vm::
 
 test-fast: ## the pure ring and the house rules: no root, no daemon
 	cargo test --locked -p e2e --test tidy

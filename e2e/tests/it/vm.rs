@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use e2e::guest::{Guest, Outcome, Tests};
+use serde_json::{Value, json};
 
 /// A boot and a few short tests take half a minute on an idle machine, many on a crowded one.
 const CORE_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -107,20 +108,55 @@ fn kernel_ring() -> Vec<PathBuf> {
         crates.extend(KERNEL_RING);
     }
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["test", "--no-run", "--locked", "--message-format=json"]);
-    cargo.args(crates.iter().map(|it| format!("--package={it}")));
+    // All of the workspace, so that nothing is compiled again with other features.
+    cargo.args(["test", "--no-run", "--locked", "--workspace", "--message-format=json"]);
     if std::env::current_exe().unwrap().iter().any(|it| it == "release") {
         cargo.arg("--release");
     }
     let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let messages = String::from_utf8(built.stdout).unwrap();
-    let files: Vec<_> = messages
-        .lines()
-        .filter_map(|it| serde_json::from_str::<serde_json::Value>(it).ok())
-        .filter(|it| it["profile"]["test"] == true)
-        .filter_map(|it| it["executable"].as_str().map(PathBuf::from))
-        .collect();
+    let files = test_binaries(&String::from_utf8(built.stdout).unwrap(), &crates);
     assert!(files.len() >= crates.len(), "{files:?}");
     files
+}
+
+/// Of what cargo says that it has built, the tests of these crates.
+fn test_binaries(messages: &str, crates: &[&str]) -> Vec<PathBuf> {
+    let messages = messages.lines().filter_map(|it| serde_json::from_str::<Value>(it).ok());
+    messages
+        .filter(|it| it["profile"]["test"] == true)
+        .filter(|it| crates.contains(&package_name(it["package_id"].as_str().unwrap_or_default())))
+        .filter_map(|it| it["executable"].as_str().map(PathBuf::from))
+        .collect()
+}
+
+/// `path+file:///a/cgroup#0.1.0` and `path+file:///a/oci#lapstrake-oci@0.1.0`: the name stands apart where the
+/// directory has another one.
+fn package_name(id: &str) -> &str {
+    let (path, version) = id.rsplit_once('#').unwrap_or((id, ""));
+    match version.split_once('@') {
+        Some((name, _)) => name,
+        None => path.rsplit('/').next().unwrap_or_default(),
+    }
+}
+
+#[test]
+fn test_binaries_are_chosen_by_their_crates() {
+    let message = |package: &str, test: bool, executable: Option<&str>| {
+        json!({ "reason": "compiler-artifact", "package_id": format!("path+file:///w/{package}"),
+                "profile": { "test": test }, "executable": executable })
+        .to_string()
+    };
+    let messages = [
+        message("runtime/cgroup#0.1.0", true, Some("/t/cgroup-1")),
+        message("runtime/cgroup#0.1.0", false, None),
+        message("runtime/oci#lapstrake-oci@0.1.0", true, Some("/t/it-2")),
+        message("runtime/oci#lapstrake-oci@0.1.0", false, Some("/t/lapstrake-oci")),
+        message("runtime#0.1.0", true, Some("/t/runtime-3")),
+        message("cri-server#lapstrake@0.1.0", true, Some("/t/lapstrake-4")),
+        r#"{"reason":"build-finished","success":true}"#.to_owned(),
+        "no message at all".to_owned(),
+    ];
+    let chosen = test_binaries(&messages.join("\n"), &["cgroup", "lapstrake-oci"]);
+    assert_eq!(chosen, ["/t/cgroup-1", "/t/it-2"].map(PathBuf::from));
 }
