@@ -145,7 +145,7 @@ impl Ready {
         let lowers = lowers.map_err(|e| Error::io("open", Path::new("layer"), e))?;
         layer::settle::settle(self.directory.as_fd(), &made, lowers)
             .map_err(|e| self.wanted.settle_error(e, staging.path()))?;
-        let taken = inventory::take(self.directory.as_fd(), &made.sums);
+        let taken = inventory::take(self.directory.as_fd(), &made.sums, staging.inventory()?);
         let (inventory, usage) =
             taken.map_err(|e| Error::io("take the inventory of", staging.path(), e))?;
         let record = LayerRecord {
@@ -154,10 +154,10 @@ impl Ready {
             diff_id: self.wanted.diff_id.clone(),
             bytes: usage.bytes,
             inodes: usage.inodes,
-            inventory: Some(Digest::of(&inventory)),
+            inventory: Some(inventory),
             unknown: serde_json::Map::new(),
         };
-        staging.describe(&record, &inventory)?;
+        staging.describe(&record)?;
         *phase = Phase::Settled { staging, record };
         Ok(true)
     }

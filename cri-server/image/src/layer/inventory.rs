@@ -3,12 +3,14 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io::{self, Read as _, Write as _};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read as _, Seek as _, Write};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 
+use super::compare::Depth;
 use super::merged::open_directory;
 use super::write::Usage;
 use crate::digest::{Digest, Hasher, hex};
@@ -18,37 +20,31 @@ pub(crate) type Sums = HashMap<u64, [u8; 32]>;
 
 /// What two looks at the same file must agree on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Line {
-    kind: char,
+pub(super) struct Line {
+    pub(super) kind: char,
     mode: u32,
     uid: u32,
     gid: u32,
     size: u64,
     /// Of a regular file's content, or of a link's target; `-` for anything else.
-    sum: String,
-}
-
-/// How thoroughly to compare.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Depth {
-    /// Types and sizes: what a power loss damages.
-    Sizes,
-    /// Everything, every byte of every file.
-    Bytes,
+    pub(super) sum: String,
 }
 
 /// `st_blocks` counts in these.
 const STAT_BLOCK: u64 = 512;
-/// Differences told of one layer; a layer with more is as bad as it gets.
-const DIFFERENCES_MAX: usize = 20;
 /// Each level holds a descriptor. What lies deeper, in a tree that no builder makes, is not looked at.
-const DEPTH_MAX: usize = 256;
+pub(super) const DEPTH_MAX: usize = 256;
 const READ: usize = 128 << 10;
 
-/// The inventory of the directory `layer`, compressed (paths repeat themselves), and the space it
-/// takes. Files that `sums` does not know are read.
-pub(crate) fn take(layer: BorrowedFd<'_>, sums: &Sums) -> io::Result<(Vec<u8>, Usage)> {
-    let mut sealed = zstd::Encoder::new(Vec::new(), 1)?;
+/// Writes the inventory of the directory `layer`, compressed (paths repeat themselves); answers its digest and the
+/// space that the directory takes. Files that `sums` does not know are read.
+pub(crate) fn take(
+    layer: BorrowedFd<'_>,
+    sums: &Sums,
+    file: impl Write,
+) -> io::Result<(Digest, Usage)> {
+    let hashing = Hashing { inner: file, hasher: Hasher::sha256() };
+    let mut sealed = zstd::Encoder::new(hashing, 1)?;
     sealed.include_checksum(true)?;
     let mut text = Vec::new();
     let mut usage = Usage::default();
@@ -66,53 +62,34 @@ pub(crate) fn take(layer: BorrowedFd<'_>, sums: &Sums) -> io::Result<(Vec<u8>, U
         line(stat, sum).write(path, &mut text);
         sealed.write_all(&text)
     })?;
-    Ok((sealed.finish()?, usage))
+    Ok((sealed.finish()?.hasher.finish(), usage))
 }
 
-/// What is different from the inventory, in words; nothing: all is as it was made.
-pub(crate) fn compare(
-    layer: BorrowedFd<'_>,
-    inventory: &[u8],
-    depth: Depth,
-) -> io::Result<Vec<String>> {
-    let mut wanted = HashMap::new();
-    for record in inventory.split(|b| *b == 0).filter(|record| !record.is_empty()) {
-        let (line, path) =
-            Line::read(record).ok_or_else(|| io::Error::other("the inventory is damaged"))?;
-        wanted.insert(path, line);
+/// The text of the inventory in `sealed`, if it is the promised one.
+pub(crate) fn open(mut sealed: File, promised: &Digest) -> io::Result<Option<impl BufRead>> {
+    if hash(&mut sealed)? != *promised {
+        return Ok(None);
     }
-    let mut differences = Vec::new();
-    let mut tell = |path: &[u8], what: String| {
-        if differences.len() < DIFFERENCES_MAX {
-            differences.push(format!("/{}: {what}", String::from_utf8_lossy(path)));
-        }
-    };
-    walk(layer, &mut |path, parent, name, stat| {
-        let Some(promised) = wanted.remove(path) else {
-            tell(path, "was not there".into());
-            return Ok(());
-        };
-        let found = match depth {
-            Depth::Sizes => line(stat, promised.sum.clone()),
-            Depth::Bytes => match sum(parent, name, stat) {
-                Ok(sum) => line(stat, sum),
-                Err(e) => {
-                    tell(path, e.to_string());
-                    return Ok(());
-                }
-            },
-        };
-        if let Some(what) = promised.difference(&found, depth) {
-            tell(path, what);
-        }
-        Ok(())
-    })?;
-    let mut missing: Vec<&[u8]> = wanted.into_keys().collect();
-    missing.sort_unstable();
-    for path in missing {
-        tell(path, "is missing".into());
+    sealed.rewind()?;
+    Ok(Some(BufReader::new(zstd::Decoder::new(sealed)?)))
+}
+
+/// Hashes what it hands on.
+struct Hashing<W> {
+    inner: W,
+    hasher: Hasher,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
     }
-    Ok(differences)
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
 }
 
 impl Line {
@@ -124,7 +101,7 @@ impl Line {
         text.push(0);
     }
 
-    fn read(record: &[u8]) -> Option<(Line, &[u8])> {
+    pub(super) fn read(record: &[u8]) -> Option<(Line, &[u8])> {
         let mut fields = record.splitn(7, |b| *b == b' ');
         let mut text = || std::str::from_utf8(fields.next()?).ok();
         let line = Line {
@@ -138,7 +115,7 @@ impl Line {
         Some((line, fields.next()?))
     }
 
-    fn difference(&self, found: &Line, depth: Depth) -> Option<String> {
+    pub(super) fn difference(&self, found: &Line, depth: Depth) -> Option<String> {
         if self.kind != found.kind {
             return Some("is of another type".into());
         }
@@ -158,7 +135,7 @@ impl Line {
     }
 }
 
-fn line(stat: &Stat, sum: String) -> Line {
+pub(super) fn line(stat: &Stat, sum: String) -> Line {
     let kind = kind(stat);
     let size = match kind {
         'f' | 'l' => u64::try_from(stat.st_size).unwrap_or(0),
@@ -184,19 +161,12 @@ fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-fn sum(parent: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Result<String> {
+pub(super) fn sum(parent: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Result<String> {
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let file = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-            let (mut file, mut hasher) = (std::fs::File::from(file), Hasher::sha256());
-            let mut buffer = vec![0; READ];
-            loop {
-                match file.read(&mut buffer)? {
-                    0 => return Ok(hasher.finish().hex().to_owned()),
-                    length => hasher.update(&buffer[..length]),
-                }
-            }
+            Ok(hash(&mut file.into())?.hex().to_owned())
         }
         FileType::Symlink => {
             let target = rustix::fs::readlinkat(parent, name, Vec::new())?;
@@ -258,6 +228,12 @@ fn descend(
     Ok(())
 }
 
-pub(crate) fn unseal(bytes: &[u8]) -> io::Result<Vec<u8>> {
-    zstd::decode_all(bytes)
+fn hash(file: &mut File) -> io::Result<Digest> {
+    let (mut buffer, mut hasher) = (vec![0; READ], Hasher::sha256());
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finish()),
+            length => hasher.update(&buffer[..length]),
+        }
+    }
 }

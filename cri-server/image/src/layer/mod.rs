@@ -1,6 +1,7 @@
 //! One layer: from compressed bytes to a directory that overlayfs can use as a lower.
 
 pub(crate) mod archive;
+pub(crate) mod compare;
 mod inflate;
 pub(crate) mod inventory;
 pub(crate) mod merged;

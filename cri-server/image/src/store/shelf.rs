@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::layout::{self, BAD, DEAD, EMPTY, NEW};
 use super::record::{self, LayerRecord};
-use crate::digest::{ChainId, Digest, nonce};
+use crate::digest::{ChainId, nonce};
 use crate::error::Error;
 use crate::layer::Usage;
-use crate::layer::inventory::{self, Depth};
+use crate::layer::compare::{Depth, compare};
+use crate::layer::inventory;
 
 /// All layers on this node.
 pub(crate) struct Shelf {
@@ -303,11 +304,14 @@ impl Staging {
         &self.path
     }
 
-    /// Writes the layer's record and inventory beside the directory; the sync of the whole image
-    /// covers them.
-    pub(crate) fn describe(&self, record: &LayerRecord, inventory: &[u8]) -> Result<(), Error> {
+    /// An empty file beside the directory for its inventory; the sync of the whole image covers it.
+    pub(crate) fn inventory(&self) -> Result<fs::File, Error> {
         let path = beside(&self.path, INVENTORY);
-        fs::write(&path, inventory).map_err(|e| Error::io("write", &path, e))?;
+        fs::File::create(&path).map_err(|e| Error::io("create", &path, e))
+    }
+
+    /// Writes the layer's record beside the directory; the sync of the whole image covers it.
+    pub(crate) fn describe(&self, record: &LayerRecord) -> Result<(), Error> {
         let path = beside(&self.path, RECORD);
         let bytes = record::seal("layer", record)
             .map_err(|e| Error::io("seal", &path, std::io::Error::other(e.to_string())))?;
@@ -350,14 +354,14 @@ fn differences(
     let Some(promised) = &record.inventory else { return Ok(None) };
     let path = directory.join(record.chain.hex());
     let damaged = |what: &str| Ok(Some(vec![format!("its inventory {what}")]));
-    let sealed = match fs::read(beside(&path, INVENTORY)) {
-        Ok(sealed) if Digest::of(&sealed) == *promised => sealed,
-        Ok(_) => return damaged("is damaged"),
+    let opened = fs::File::open(beside(&path, INVENTORY));
+    let text = match opened.and_then(|file| inventory::open(file, promised)) {
+        Ok(Some(text)) => text,
+        Ok(None) => return damaged("is damaged"),
         Err(e) => return damaged(&e.to_string()),
     };
     let layer = crate::layer::open_directory_path(&path);
-    let compared = inventory::unseal(&sealed)
-        .and_then(|text| inventory::compare(layer?.as_fd(), &text, depth));
+    let compared = layer.and_then(|layer| compare(layer.as_fd(), text, depth));
     // A disk that cannot be read is as bad as one that lies.
     let found = compared.unwrap_or_else(|e| vec![e.to_string()]);
     Ok((!found.is_empty()).then_some(found))
