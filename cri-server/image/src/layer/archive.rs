@@ -65,6 +65,12 @@ const SPARSE_PIECES_MAX: usize = 1 << 18;
 /// The kernel's PATH_MAX.
 const NAME_MAX: usize = 4096;
 
+/// Of a header's bytes, with blanks in the place of the sum itself.
+fn sum(block: &[u8; 512], value: impl Fn(u8) -> i32) -> i32 {
+    let of = |part: &[u8]| part.iter().map(|b| value(*b)).sum::<i32>();
+    of(&block[..148]) + of(&block[156..]) + 8 * i32::from(b' ')
+}
+
 impl<R: BufRead> Archive<R> {
     pub(crate) fn new(input: R) -> Archive<R> {
         Archive { input, at: 0, unread: 0, padding: 0 }
@@ -161,16 +167,9 @@ impl<R: BufRead> Archive<R> {
             return Ok(None);
         }
         let told = self.number(&block[148..156])?;
-        let sum = |value: fn(u8) -> i64| -> i64 {
-            block
-                .iter()
-                .enumerate()
-                .map(|(at, b)| if (148..156).contains(&at) { 32 } else { value(*b) })
-                .sum()
-        };
+        let told = i32::try_from(told).unwrap_or(-1);
         // Some old writers summed signed bytes.
-        let told = i64::try_from(told).unwrap_or(-1);
-        if told != sum(i64::from) && told != sum(|b| i64::from(b.cast_signed())) {
+        if told != sum(&block, i32::from) && told != sum(&block, |b| b.cast_signed().into()) {
             return Err(self.malformed("a header's checksum is wrong"));
         }
         Ok(Some(block))

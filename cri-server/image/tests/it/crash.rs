@@ -3,11 +3,11 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use image::{Config, ImageService};
 
 use super::build::{Image, Layer};
+use super::child;
 use super::node::Node;
 use super::registry::Registry;
 
@@ -45,11 +45,7 @@ fn errand(text: &str) {
 
 /// Runs this very test again as a child that is to die; whether it did.
 fn dies(test: &str, errand: &str) -> bool {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(ERRAND, errand)
-        .output()
-        .unwrap();
+    let child = child::run(test, &[(ERRAND, errand)]);
     let killed = child.status.signal() == Some(9);
     assert!(killed || child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
     killed

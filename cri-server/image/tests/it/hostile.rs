@@ -303,7 +303,7 @@ async fn bombs_stop_at_the_limits() {
 }
 
 /// Pulls a layer of so many empty files, most of which are beyond the limit.
-async fn beyond_the_limit(entries: u64, node: &Node) {
+pub(crate) async fn beyond_the_limit(entries: u64, node: &Node) {
     let mut archive = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     let mut header = Layer::header(tar::EntryType::Regular, 0o644, 0);
     for number in 0..entries {
@@ -326,22 +326,6 @@ async fn an_archive_of_very_many_entries_is_refused_at_the_limit() {
     let node = Node::with(|config| config.limits.layer_entries = 5_000).await;
     beyond_the_limit(50_000, &node).await;
     node.assert_empty();
-}
-
-/// `TMPDIR=/dev/shm cargo test … ten_million -- --ignored --nocapture` takes a minute or two.
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn ten_million_entries_take_bounded_memory_until_they_are_refused() {
-    let resident = |name: &str| {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
-    };
-    let (node, before) = (Node::new().await, resident("VmRSS:"));
-    beyond_the_limit(10_000_000, &node).await;
-    let grown = resident("VmHWM:") - before;
-    println!("the process has grown by {grown} MiB, with the archive and its server in it");
-    assert!(grown < 512, "{grown} MiB");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod build;
+mod child;
 mod crash;
 mod disk;
 mod export;
@@ -12,6 +13,7 @@ mod faulty;
 mod hostile;
 mod import;
 mod kept;
+mod memory;
 mod mounts;
 mod node;
 mod policy;
