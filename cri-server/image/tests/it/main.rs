@@ -17,6 +17,7 @@ mod memory;
 mod mounts;
 mod node;
 mod policy;
+mod proxy;
 mod pull;
 mod registry;
 mod tls;
