@@ -72,7 +72,7 @@ pub(crate) enum Error {
     Endpoint { endpoint: String, problem: &'static str },
     #[error("connect to the daemon at {}: {source}{}", path.display(), connect_hint(source))]
     Connect { path: PathBuf, source: io::Error },
-    #[error("{call} of {object}: {}{}", refusal(status), refusal_hint(status))]
+    #[error("{call} of {object}: {}{}", refusal(status), refusal_hint(call, status))]
     Call { call: &'static str, object: String, status: Box<Status> },
 }
 
@@ -85,9 +85,13 @@ impl Error {
         }
     }
 
-    /// Whether the command line itself was wrong.
+    /// Whether what was asked was wrong, so that asking again cannot help.
     pub(crate) fn is_usage(&self) -> bool {
-        matches!(self, Self::Endpoint { .. })
+        match self {
+            Self::Endpoint { .. } => true,
+            Self::Connect { .. } => false,
+            Self::Call { status, .. } => status.code() == Code::InvalidArgument,
+        }
     }
 }
 
@@ -442,8 +446,12 @@ fn refusal(status: &Status) -> String {
     }
 }
 
-fn refusal_hint(status: &Status) -> &'static str {
+fn refusal_hint(call: &str, status: &Status) -> &'static str {
     match status.code() {
+        Code::NotFound if call == "Why" => "; `lapstrake ps` shows what there is",
+        Code::NotFound if ["ExportImages", "PinImage", "VerifyImage"].contains(&call) => {
+            "; `lapstrake images ls` shows what there is"
+        }
         Code::Unimplemented => "; is the daemon of the same version as this command?",
         Code::Unavailable => "; the daemon went away or is starting, its pods go on without it",
         // How the client's own deadline shows.
@@ -491,5 +499,16 @@ mod tests {
             error.to_string(),
             "StartContainer of container web: no such container (NotFound)"
         );
+    }
+
+    #[test]
+    fn who_asks_for_what_is_not_there_or_nonsense_learns_what_to_do() {
+        let refused =
+            |call, status| Error::Call { call, object: "x".to_owned(), status: Box::new(status) };
+        let absent = refused("VerifyImage", Status::not_found("image x does not exist"));
+        assert!(absent.to_string().ends_with("; `lapstrake images ls` shows what there is"));
+        assert!(!absent.is_usage());
+        let nonsense = refused("PullImage", Status::invalid_argument("image: is no reference"));
+        assert!(nonsense.is_usage());
     }
 }

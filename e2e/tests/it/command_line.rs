@@ -256,6 +256,11 @@ async fn images_are_explained_exported_pinned_verified_and_listed_with_their_use
     let archive = node.scratch().join("app.tar").display().to_string();
     let (good, _, notes) = said(&["images", "export", "r.example/app:v", "-o", &archive]);
     assert!(good && notes.contains("keep_blobs"), "a new id is told: {notes}");
+    let broken = node.scratch().join("broken.tar");
+    let export = ["images", "export", "r.example/none:v", "-o", broken.to_str().unwrap()];
+    let (good, _, notes) = said(&export);
+    assert!(!good && notes.contains("`lapstrake images ls`"), "{notes}");
+    assert!(!broken.exists() && !broken.with_added_extension("part").exists());
     let layout = node.scratch().join("layout");
     fs::create_dir(&layout).unwrap();
     let tar = Command::new("tar").args(["-xf", &archive, "-C"]).arg(&layout).status().unwrap();

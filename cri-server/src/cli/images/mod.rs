@@ -111,6 +111,8 @@ pub(crate) enum Error {
     Client(#[from] client::Error),
     #[error("read {}: {source}", input::name(path))]
     Read { path: PathBuf, source: io::Error },
+    #[error("run tar to read the directory {}: {source}; is tar installed?", path.display())]
+    Tar { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Login(#[from] login::Error),
     #[error("write {}: {source}", path.display())]
@@ -129,6 +131,7 @@ impl Error {
             Self::Client(error) => error.is_usage(),
             Self::Login(error) => error.is_usage(),
             Self::Read { .. }
+            | Self::Tar { .. }
             | Self::Write { .. }
             | Self::Absent(_)
             | Self::Damaged(_)
@@ -195,7 +198,7 @@ async fn import_directory(
         .stdout(std::process::Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(failed)?;
+        .map_err(|source| Error::Tar { path: directory.to_path_buf(), source })?;
     let archive = tar.stdout.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
     let client = Client::connect(daemon).await?;
     let source = Source {
