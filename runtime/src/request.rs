@@ -89,6 +89,8 @@ pub struct Exit {
     pub oom_scope: OomScope,
     /// Why the workload never ran.
     pub start_error: Option<String>,
+    /// Nobody could tell how it ended.
+    pub unknown: bool,
 }
 
 /// At which level memory was short.
@@ -177,7 +179,8 @@ impl From<protocol::Exit> for Exit {
             protocol::OomScope::Ancestor => OomScope::Ancestor,
         };
         let start_error = (!e.start_error.is_empty()).then_some(e.start_error);
-        Self { code: e.code, at_ns: e.at_ns, oom_killed: e.oom_killed, oom_scope, start_error }
+        let protocol::Exit { code, at_ns, oom_killed, unknown, .. } = e;
+        Self { code, at_ns, oom_killed, oom_scope, start_error, unknown }
     }
 }
 

@@ -11,6 +11,8 @@ use crate::id::Id;
 
 /// The exit code of a container whose end nobody saw, as the peers report it.
 const LOST_CODE: i32 = 255;
+/// An older kernel tells only the parent of a process how it ended, and that was the shim.
+const LOST_WHY: &str = "the shim of the pod died, and with it the exit status";
 
 /// The exit code of a container whose program never ran.
 const START_ERROR_CODE: i32 = 128;
@@ -20,6 +22,7 @@ pub(crate) fn exited(ctx: &Ctx, id: &Id, exit: &runtime::Exit) -> Result<(), Err
     let (code, reason, message) = match (&exit.start_error, exit.oom_killed, exit.code) {
         (Some(message), _, _) => (START_ERROR_CODE, Reason::StartError, message.clone()),
         (None, true, code) => (code, Reason::OomKilled, String::new()),
+        (None, false, _) if exit.unknown => (LOST_CODE, Reason::ShimLost, LOST_WHY.to_owned()),
         (None, false, 0) => (0, Reason::Completed, String::new()),
         (None, false, code) => (code, Reason::Error, String::new()),
     };
@@ -39,7 +42,7 @@ pub(crate) fn lost(ctx: &Ctx, id: &Id) -> Result<(), Error> {
         started_at_ns,
         finished_at_ns: clock::now_ns(),
         reason: Reason::ShimLost,
-        message: "the shim of the pod died, and with it the exit status".to_owned(),
+        message: LOST_WHY.to_owned(),
     })
 }
 

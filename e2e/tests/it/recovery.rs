@@ -165,7 +165,7 @@ async fn a_killed_shim_is_replaced_and_the_pod_goes_on() {
     container.try_exec(&["touch", "/stop"], 5).await.unwrap();
     let exited = container.exited().await;
     let end = (exited.exit_code, &*exited.reason);
-    // Before Linux 6.15 who is not a process' parent learns of its exit code only when that is slow to reap it.
+    // Before Linux 6.15 who is not a process' parent learns its exit code only when that is slow to reap it.
     let unknown = end == (255, "ShimLost") && host::kernel() < (6, 15);
     assert!(end == (6, "Error") || unknown, "{end:?}");
     assert_eq!(done.exited().await.exit_code, 3);

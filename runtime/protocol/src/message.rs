@@ -526,6 +526,10 @@ pub struct Exit {
     /// Whose limit it was, when `oom_killed`.
     #[prost(enumeration = "OomScope", tag = "5")]
     pub oom_scope: i32,
+    // Since version 5.
+    /// Nobody could tell how it ended; `code` is 255 then.
+    #[prost(bool, tag = "6")]
+    pub unknown: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]

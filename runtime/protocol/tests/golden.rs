@@ -206,6 +206,13 @@ fn fourth() -> Vec<(&'static str, Packet)> {
     ]
 }
 
+/// What version 5 added.
+fn fifth() -> Vec<(&'static str, Packet)> {
+    let exit = Exit { code: 255, unknown: true, ..Default::default() };
+    let exited = News::Exited(Exited { id: "c".into(), exit: Some(exit) });
+    vec![("notice exited", Packet::notice(exited))]
+}
+
 /// Every version since the first, with its file: a file of a version that was released is never edited.
 fn versions() -> Vec<(Vec<(&'static str, Packet)>, &'static str)> {
     vec![
@@ -213,6 +220,7 @@ fn versions() -> Vec<(Vec<(&'static str, Packet)>, &'static str)> {
         (second(), include_str!("golden/2.txt")),
         (third(), include_str!("golden/3.txt")),
         (fourth(), include_str!("golden/4.txt")),
+        (fifth(), include_str!("golden/5.txt")),
     ]
 }
 

@@ -18,8 +18,6 @@ use crate::sys;
 
 /// The kernel tells how an adopted process ended once its new parent has reaped it, which init does at once.
 const REAPING: Duration = Duration::from_secs(2);
-/// How the end of a process counts that nobody can tell.
-const UNKNOWN_CODE: i32 = 255;
 /// The daemon's word that this pod is deleted, for a shim that could not be told.
 const TOMBSTONE: &str = "tombstone";
 /// Nobody waits for what a tombstone orders.
@@ -148,7 +146,7 @@ impl Pod {
             zombie_status(&stat, member.start_ticks)
         });
         match status {
-            Some(status) => self.adopted_exit(key, code_of(status)),
+            Some(status) => self.adopted_exit(key, Some(code_of(status))),
             None if member.code_by.is_none() => {
                 // From now on only the hang-up that follows its reaping is of interest.
                 let token = epoll::EventData::new_u64(Token::Adopted(key).pack());
@@ -165,11 +163,11 @@ impl Pod {
             self.members.iter().filter(|(_, m)| late(m)).map(|(key, _)| *key).collect();
         for key in due {
             note("nobody can tell how a process ended that another shim had started");
-            self.adopted_exit(key, UNKNOWN_CODE);
+            self.adopted_exit(key, None);
         }
     }
 
-    fn adopted_exit(&mut self, key: u32, code: i32) {
+    fn adopted_exit(&mut self, key: u32, code: Option<i32>) {
         if let Some(member) = self.members.get_mut(&key) {
             if let Some(pidfd) = &member.adopted {
                 let _ = epoll::delete(&self.epoll, pidfd);

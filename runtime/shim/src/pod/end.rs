@@ -12,6 +12,8 @@ use container::sys::signals::{self, Ended};
 /// The exit is published at the latest this long after it, even when the log thread hangs in a frozen file system:
 /// twice the drain deadline of that thread.
 const PUBLISH: Duration = Duration::from_millis(500);
+/// How the end of a process counts that nobody can tell.
+const UNKNOWN_CODE: i32 = 255;
 /// A group that is still busy this long after its kill is reported; the caller may ask again.
 const REMOVAL: Duration = Duration::from_secs(2);
 /// First and longest pause between attempts to remove a group.
@@ -44,7 +46,7 @@ impl Pod {
             Some(key) => {
                 // Whether exec had succeeded is to be known before the end is.
                 self.report(key);
-                self.member_ended(key, ended.code);
+                self.member_ended(key, Some(ended.code));
                 true
             }
             None => self.session_ended(ended),
@@ -63,7 +65,9 @@ impl Pod {
         reports.into_iter().for_each(|key| self.stream_report(key));
     }
 
-    pub(super) fn member_ended(&mut self, key: u32, code: i32) {
+    /// Without a code nobody can tell how.
+    pub(super) fn member_ended(&mut self, key: u32, code: Option<i32>) {
+        let (code, unknown) = (code.unwrap_or(UNKNOWN_CODE), code.is_none());
         let Some(member) = self.members.get_mut(&key) else { return };
         member.gone = true;
         if !member.own_pids {
@@ -89,7 +93,14 @@ impl Pod {
         }
         .into();
         let (at_ns, start_error) = (now_ns(), String::new());
-        member.exit.get_or_insert(Exit { code, at_ns, oom_killed, start_error, oom_scope });
+        member.exit.get_or_insert(Exit {
+            code,
+            at_ns,
+            oom_killed,
+            start_error,
+            oom_scope,
+            unknown,
+        });
         (member.stdio.stdin, member.stdio.terminal, member.paused) = (None, None, false);
         if member.logged {
             member.publish_by = Some(Instant::now() + PUBLISH);
