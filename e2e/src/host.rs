@@ -87,6 +87,16 @@ impl Scope {
         }
     }
 
+    /// Waits, within bounds, until nothing of the node's is left but its files; panics with what is.
+    #[track_caller]
+    pub fn assert_gone(&self) {
+        let mut nothing = self.snapshot(None);
+        for (_, things) in nothing.0.iter_mut().filter(|(kind, _)| **kind != "file") {
+            things.clear();
+        }
+        self.assert_same(&nothing, None);
+    }
+
     /// Takes everything away, whatever a failed test left; the daemon is dead by now.
     pub fn sweep(&self) {
         let end = Instant::now() + scaled(SETTLE_LIMIT);
@@ -208,6 +218,9 @@ impl Scope {
     }
 
     fn nft_objects(&self) -> Vec<Value> {
+        if !has_nf_tables() {
+            return Vec::new();
+        }
         let ruleset = json(self.command(Path::new("nft")).args(["-j", "list", "ruleset"]));
         let mine = |object: &&Value| {
             let body = object.as_object().and_then(|it| it.values().next());
@@ -229,6 +242,14 @@ impl Scope {
         walk(&self.dirs[0].join("plugins"), false, &mut found);
         found.iter().map(|it| it.display().to_string()).collect()
     }
+}
+
+/// Whether this kernel was booted to have nf_tables, and so can have objects of theirs.
+pub fn has_nf_tables() -> bool {
+    let options = fs::read_to_string("/proc/cmdline").unwrap();
+    let mut refused =
+        options.split_whitespace().filter_map(|it| it.strip_prefix("module_blacklist="));
+    !refused.any(|modules| modules.split(',').any(|it| it == "nf_tables"))
 }
 
 impl Snapshot {

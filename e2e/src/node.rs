@@ -190,6 +190,16 @@ impl Node {
         self.try_run_pod(spec).await.expect("RunPodSandbox")
     }
 
+    /// Whether the daemon says that pods can have a network; its reason if not.
+    pub async fn network_ready(&self) -> Result<(), String> {
+        let request = cri::StatusRequest { verbose: false };
+        let status = self.cri.runtime.clone().status(request).await.expect("Status").into_inner();
+        let conditions = status.status.expect("a status").conditions;
+        let found = conditions.into_iter().find(|it| it.r#type == "NetworkReady");
+        let found = found.expect("NetworkReady");
+        if found.status { Ok(()) } else { Err(found.message) }
+    }
+
     /// Gives the daemon an image, without a registry.
     pub async fn import(&self, image: &Image, name: &str) {
         let archive = archive::docker_save(&[(image, name)]);
@@ -272,6 +282,15 @@ impl Node {
         command.arg(wait::scaled(VERB_LIMIT).as_secs().to_string()).arg(binary("lapstrake"));
         command.args(arguments).args(["--endpoint", &self.endpoint()]);
         command.output().unwrap()
+    }
+
+    /// Runs a verb that needs no daemon, with this node's configuration and where it lives: whether it
+    /// was content, and what it said.
+    pub fn offline_verb(&self, arguments: &[&str]) -> (bool, String) {
+        let mut command = self.scope.command(&binary("lapstrake"));
+        let output = command.args(arguments).args(self.flags()).output().unwrap();
+        let said = [&output.stdout[..], &output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     }
 
     pub fn endpoint(&self) -> String {

@@ -17,7 +17,7 @@ use crate::netlink::{addr, link, route, shaper};
 use crate::netns::{self, Netns, Sysctl};
 use crate::network::{AttachRequest, Attachment, Host, LinkOptions, Network, State, check_request};
 use crate::nft::{Pod, Settings};
-use crate::plan;
+use crate::plan::{self, Names};
 use crate::ports::PortMapping;
 
 /// Name of the link in the pod, as everything in Kubernetes expects it.
@@ -225,13 +225,15 @@ impl Network {
         if state.ranges.is_empty() {
             return Err(Error::NoRange);
         }
+        // First of all: a kernel without tables refuses this, and nothing else is changed then.
+        let is_current = self.table_is_current(state)?;
         facts::enable_forwarding(state.has_ipv6())?;
         let mtu = match self.config.mtu {
             Some(mtu) => mtu,
             None => facts::uplink_mtu(&mut state.route)?,
         };
         let bridge = self.prepare_bridge(state, mtu)?;
-        if !state.shared || !self.table_is_current(state)? {
+        if !(state.shared && is_current) {
             self.rebuild_table(state)?;
         }
         Self::open_loopback(state)?;
@@ -264,23 +266,6 @@ impl Network {
         Settings { bridge: &self.config.bridge, masquerade: self.config.masquerade, local }
     }
 
-    /// Whether a link of the bridge's name may serve as our bridge.
-    pub(crate) fn check_bridge(&self, link: &Link) -> Result<(), Error> {
-        let refuse = |reason: String| Err(Error::Bridge { name: link.name.clone(), reason });
-        if link.kind != Some(InfoKind::Bridge) {
-            let kind = link.kind.as_ref().map_or("physical".to_owned(), ToString::to_string);
-            return refuse(format!("it is a {kind} link; set network.bridge to another name"));
-        }
-        match &link.alias {
-            Some(alias)
-                if alias.starts_with("lapstrake:") && *alias != self.names.bridge_alias() =>
-            {
-                refuse(format!("it belongs to another daemon ({alias})"))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn prepare_bridge(&self, state: &mut State, mtu: u32) -> Result<u32, Error> {
         let (name, names) = (&self.config.bridge, &self.names);
         if link::find(&mut state.route, name)?.is_none() {
@@ -292,7 +277,7 @@ impl Network {
         let Some(bridge) = link::find(&mut state.route, name)? else {
             return Err(Error::kernel("find bridge", name, rustix::io::Errno::NODEV));
         };
-        self.check_bridge(&bridge)?;
+        check_bridge(names, &bridge)?;
         if state.has_ipv6() {
             netns::write_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
             netns::write_sysctl(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
@@ -326,6 +311,21 @@ impl Network {
         }
         state.route.batch(&requests)?;
         Ok(bridge.index)
+    }
+}
+
+/// Whether a link of the bridge's name may serve as our bridge.
+pub(crate) fn check_bridge(names: &Names, link: &Link) -> Result<(), Error> {
+    let refuse = |reason: String| Err(Error::Bridge { name: link.name.clone(), reason });
+    if link.kind != Some(InfoKind::Bridge) {
+        let kind = link.kind.as_ref().map_or("physical".to_owned(), ToString::to_string);
+        return refuse(format!("it is a {kind} link; set network.bridge to another name"));
+    }
+    match &link.alias {
+        Some(alias) if alias.starts_with("lapstrake:") && *alias != names.bridge_alias() => {
+            refuse(format!("it belongs to another daemon ({alias})"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::error::Error;
 use crate::netlink::netfilter::{Header, Writer};
-use crate::netlink::socket::{Channel, Family, attributes_of};
+use crate::netlink::socket::{Netfilter, attributes_of};
 
 const SUBSYSTEM: u16 = 1;
 const GET: u16 = 1;
@@ -35,7 +35,7 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// A socket to the connection tracking of one network namespace.
-pub(crate) struct Conntrack(Channel);
+pub(crate) struct Conntrack(Netfilter);
 
 /// A flow, as far as host ports care.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +51,8 @@ pub(crate) struct Flow {
 }
 
 impl Conntrack {
-    pub(crate) fn open() -> Result<Conntrack, Error> {
-        Ok(Conntrack(Channel::open(Family::Netfilter)?))
+    pub(crate) fn open() -> Conntrack {
+        Conntrack(Netfilter::open())
     }
 
     /// Ends the UDP flows to these host ports that `stale` picks.
@@ -74,7 +74,8 @@ impl Conntrack {
     }
 
     fn udp_flows(&mut self, family: u8, port: u16) -> Result<Vec<Flow>, Error> {
-        let sequence = self.0.sequence(1);
+        let channel = self.0.channel()?;
+        let sequence = channel.sequence(1);
         let question = message(GET, NLM_F_REQUEST_DUMP, sequence, family, |m| {
             m.nest(TUPLE_ORIGINAL, |m| {
                 m.nest(TUPLE_PROTOCOL, |m| {
@@ -89,7 +90,7 @@ impl Conntrack {
             });
         });
         let mut flows = Vec::new();
-        let refusal = self.0.question(&question, sequence, |_, payload| {
+        let refusal = channel.question(&question, sequence, |_, payload| {
             // Kernels before 5.8 know no filter and send everything.
             let wanted = |flow: &Flow| flow.protocol == UDP && flow.destination_port == port;
             flows.extend(read(payload).filter(wanted));
@@ -103,12 +104,13 @@ impl Conntrack {
     }
 
     fn forget(&mut self, family: u8, flow: &Flow) -> Result<(), Error> {
-        let sequence = self.0.sequence(1);
+        let channel = self.0.channel()?;
+        let sequence = channel.sequence(1);
         let request = message(DELETE, NLM_F_REQUEST_ACK, sequence, family, |m| {
             m.nest(TUPLE_ORIGINAL, |m| m.raw(&flow.original));
             m.bytes(ID, &flow.id);
         });
-        match self.0.exchange(&request, sequence, 1)?.pop() {
+        match channel.exchange(&request, sequence, 1)?.pop() {
             // It ended by itself meanwhile.
             Some(refusal) if refusal.errno != libc::ENOENT => Err(refusal.into_error(
                 "end connection to",

@@ -104,6 +104,20 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// The kernel has nothing to make the daemon's table of.
+    #[error(
+        "{stage} {object}: {source}; this kernel has no nf_tables, or may not load it: try modprobe \
+         nf_tables; pods on the node's own network run without"
+    )]
+    NoNfTables {
+        /// What was attempted.
+        stage: &'static str,
+        /// On which object.
+        object: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+
     /// The kernel refused a network operation.
     #[error("{stage} {object}: {source}{detail}")]
     Kernel {
@@ -144,6 +158,17 @@ impl Error {
             *detail += &format!("; {hint}");
         }
         self
+    }
+
+    /// The same, if it is this error number, of a kernel that knows nothing of tables.
+    pub(crate) fn without_nf_tables(self, errno: i32) -> Error {
+        let is_it = self.errno() == Some(errno);
+        match self {
+            Error::Kernel { stage, object, source, .. } if is_it => {
+                Error::NoNfTables { stage, object, source }
+            }
+            other => other,
+        }
     }
 
     /// The kernel's error number, for callers that know how to go on.

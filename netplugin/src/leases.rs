@@ -96,10 +96,7 @@ impl Leases {
     pub(crate) fn open(dir: &Path) -> Result<Leases, Error> {
         fs::create_dir_all(dir).map_err(|source| Error::file("create", dir, source))?;
         let lock = lock(dir)?;
-        let boot_id = fs::read_to_string(BOOT_ID)
-            .map_err(|source| Error::file("read", BOOT_ID, source))?
-            .trim()
-            .to_owned();
+        let boot_id = boot_id()?;
         let (memory_file, memory) = Memory::open(&dir.join("memory"))?;
         let mut leases = Leases {
             dir: dir.to_owned(),
@@ -264,6 +261,29 @@ impl Memory {
         let memory = read(path).ok().flatten().unwrap_or_default();
         Ok((file, memory))
     }
+}
+
+/// The leases of this boot and the kubelet's pod CIDR, as they lie in a directory that somebody else
+/// may have open. What cannot be read is left out: whoever opens it says so.
+pub(crate) fn peek(dir: &Path) -> Result<(Vec<Lease>, Vec<IpNetwork>), Error> {
+    let boot_id = boot_id()?;
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+        entries => entries.map_err(|source| Error::file("read", dir, source))?,
+    };
+    let files = entries.flatten().map(|entry| entry.path());
+    let leases = files
+        .filter(|path| path.extension().is_some_and(|it| it == "lease"))
+        .filter_map(|path| read::<Lease>(&path).ok().flatten())
+        .filter(|lease| lease.boot_id == boot_id)
+        .collect();
+    let memory = read::<Memory>(&dir.join("memory")).ok().flatten().unwrap_or_default();
+    Ok((leases, memory.pod_cidr))
+}
+
+fn boot_id() -> Result<String, Error> {
+    let text = fs::read_to_string(BOOT_ID);
+    Ok(text.map_err(|source| Error::file("read", BOOT_ID, source))?.trim().to_owned())
 }
 
 /// The name a sandbox has as a file; only for identifiers that passed [`is_id`].

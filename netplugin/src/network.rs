@@ -10,7 +10,6 @@ use crate::bandwidth::Bandwidth;
 use crate::config::Config;
 use crate::conntrack::Conntrack;
 use crate::error::Error;
-use crate::facts;
 use crate::ipam::{self, Range};
 use crate::leases::{Leases, is_id};
 use crate::loopback::Loopback;
@@ -19,6 +18,7 @@ use crate::netns;
 use crate::nft::Nft;
 use crate::plan::Names;
 use crate::ports::PortMapping;
+use crate::survey;
 
 /// What a sandbox asks of the network.
 #[derive(Debug, Default)]
@@ -110,9 +110,9 @@ impl Network {
             ranges = pod_ranges(leases.pod_cidr(), &config.exclude)?;
         }
         let route = Route::open()?;
-        let nft = Nft::open(&config.table)?;
+        let nft = Nft::open(&config.table);
         let names = Names::new(&config.bridge, &config.table);
-        let conntrack = Conntrack::open()?;
+        let conntrack = Conntrack::open();
         let state = Mutex::new(State {
             ranges,
             leases,
@@ -224,21 +224,9 @@ impl Network {
 
     fn check(&self) -> Result<(), Error> {
         let mut state = self.lock();
-        if state.ranges.is_empty() {
-            return Err(Error::NoRange);
-        }
-        if let Some(link) = link::find(&mut state.route, &self.config.bridge)? {
-            self.check_bridge(&link)?;
-        }
-        state.nft.exists()?;
-        let ipv6 = state.has_ipv6();
-        facts::forwarding_is_possible(ipv6)?;
-        let chains = state.nft.forward_drops(&self.config.bridge, ipv6)?;
-        if chains.is_empty() {
-            return Ok(());
-        }
-        let chains: Vec<_> = chains.iter().map(ToString::to_string).collect();
-        Err(Error::Blocked { chains: chains.join(", "), bridge: self.config.bridge.clone() })
+        let State { ranges, route, nft, .. } = &mut *state;
+        let obstacles = survey::obstacles(&self.config.bridge, &self.names, ranges, route, nft);
+        obstacles.into_iter().next().map_or(Ok(()), Err)
     }
 }
 
@@ -274,7 +262,10 @@ pub(crate) fn check_request(request: &AttachRequest) -> Result<(), Error> {
 }
 
 /// Ranges of a pod CIDR. Exclusions that lie elsewhere belong to ranges no longer in use.
-fn pod_ranges(networks: &[IpNetwork], exclude: &[IpNetwork]) -> Result<Vec<Range>, Error> {
+pub(crate) fn pod_ranges(
+    networks: &[IpNetwork],
+    exclude: &[IpNetwork],
+) -> Result<Vec<Range>, Error> {
     let inside: Vec<IpNetwork> = exclude
         .iter()
         .copied()

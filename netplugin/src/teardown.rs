@@ -74,7 +74,7 @@ impl Network {
         let names = Names::new(&config.bridge, &config.table);
         let leases = Leases::open(&config.leases_dir)?;
         let mut route = Route::open()?;
-        let mut nft = Nft::open(&config.table)?;
+        let mut nft = Nft::open(&config.table);
         nft.withdraw()?;
         nft.remove_table()?;
         for link in link::list(&mut route)? {

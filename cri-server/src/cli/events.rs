@@ -57,10 +57,13 @@ fn as_line(event: &Event) -> String {
     let (hour, minute) = (seconds.rem_euclid(86_400) / 3600, seconds.rem_euclid(3600) / 60);
     let time = format!("{hour:02}:{minute:02}:{:02}.{millis:03}Z", seconds.rem_euclid(60));
     let slash = if event.container.is_empty() { "" } else { " " };
-    let id = console::short_id(&event.id);
+    let subject = match event.pod.as_str() {
+        "" => "network".to_owned(),
+        pod => format!("{pod}{slash}{} ({})", event.container, console::short_id(&event.id)),
+    };
     let there = if event.present { "is " } else { "" };
     let why = if event.reason.is_empty() { String::new() } else { format!(": {}", event.reason) };
-    format!("{time} {}{slash}{} ({id}) {there}{}{why}", event.pod, event.container, event.kind)
+    format!("{time} {subject} {there}{}{why}", event.kind)
 }
 
 #[cfg(test)]
@@ -88,5 +91,8 @@ mod tests {
         event.reason.clear();
         (event.present, event.container, event.kind) = (true, String::new(), "ready".into());
         assert_eq!(as_line(&event), "22:13:21.234Z default/web (aaaaaaaaaaaa) is ready");
+        (event.kind, event.reason) = ("repaired".into(), "the table was missing".into());
+        (event.present, event.pod, event.id) = (false, String::new(), String::new());
+        assert_eq!(as_line(&event), "22:13:21.234Z network repaired: the table was missing");
     }
 }

@@ -8,11 +8,11 @@ use rustix::fs::statfs;
 use rustix::mount::{FsOpenFlags, fsopen};
 
 use crate::config::Config;
-use crate::network::mode::Mode;
+use crate::network::{self, mode::Mode};
 use crate::selinux;
 
 /// Facts about one node; `None` where the node would not tell.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Facts {
     pub(super) root_user: bool,
     /// As `uname -r` says it.
@@ -25,11 +25,12 @@ pub(super) struct Facts {
     pub(super) user_namespaces_max: Option<u64>,
     /// What a filter may answer; empty without seccomp filters.
     pub(super) seccomp_actions: BTreeSet<String>,
-    /// Whether the kernel has nf_tables; a module that loads at first use counts.
-    pub(super) nf_tables: bool,
     pub(super) ip_forward: Option<String>,
-    pub(super) ip_forward_writable: bool,
+    /// What the built-in network finds here; `None` where plugins make the pods' network.
+    pub(super) pod_network: Option<Result<netplugin::Survey, netplugin::Error>>,
     pub(super) ipv6: bool,
+    /// The settings that keep IPv6 from the node's own links.
+    pub(super) ipv6_switched_off: Vec<&'static str>,
     pub(super) network_mode: Mode,
     /// The networks of the plugins' configuration, or why there are none.
     pub(super) plugins: Result<Vec<String>, String>,
@@ -73,6 +74,12 @@ pub(super) fn read(config: &Config) -> Facts {
     let mounts = text("/proc/self/mountinfo").unwrap_or_default();
     let shim = config.shim_binary();
     let handlers = config.runtime.handlers.iter();
+    let plugins = plugins(config);
+    let is_built_in = match config.network.mode {
+        Mode::Bridge => true,
+        Mode::Auto => plugins.is_err(),
+        Mode::Cni => false,
+    };
     Facts {
         root_user: rustix::process::geteuid().is_root(),
         kernel: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
@@ -84,16 +91,12 @@ pub(super) fn read(config: &Config) -> Facts {
             .map_err(|errno| errno.to_string()),
         user_namespaces_max: number("/proc/sys/user/max_user_namespaces"),
         seccomp_actions: words(&text("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default()),
-        nf_tables: has_nf_tables(),
         ip_forward: text("/proc/sys/net/ipv4/ip_forward"),
-        ip_forward_writable: rustix::fs::access(
-            "/proc/sys/net/ipv4/ip_forward",
-            rustix::fs::Access::WRITE_OK,
-        )
-        .is_ok(),
+        pod_network: is_built_in.then(|| network::survey(config)),
         ipv6: Path::new("/proc/sys/net/ipv6").exists(),
+        ipv6_switched_off: ipv6_switched_off(),
         network_mode: config.network.mode,
-        plugins: plugins(config),
+        plugins,
         apparmor: text("/sys/module/apparmor/parameters/enabled").as_deref() == Some("Y"),
         apparmor_parser: ["/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"]
             .iter()
@@ -184,12 +187,13 @@ fn directory(path: &Path) -> Directory {
     }
 }
 
-/// The module is loaded, is built in, or lies ready for this kernel to load.
-fn has_nf_tables() -> bool {
-    let release = text("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let lists = ["modules.builtin", "modules.dep"]
-        .map(|list| text(&format!("/lib/modules/{release}/{list}")).unwrap_or_default());
-    Path::new("/sys/module/nf_tables").exists()
-        || text("/proc/kallsyms").is_some_and(|it| it.contains(" nf_tables_newtable"))
-        || lists.iter().any(|list| list.contains("/nf_tables.ko"))
+fn ipv6_switched_off() -> Vec<&'static str> {
+    let is_off = |name: &&str| {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        text(&path).as_deref() == Some("1")
+    };
+    ["net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.default.disable_ipv6"]
+        .into_iter()
+        .filter(is_off)
+        .collect()
 }

@@ -3,7 +3,7 @@
 use rustix::thread::CapabilitySet;
 
 use super::facts::{Cgroups, Directory, Facts};
-use crate::network::mode::Mode;
+use super::network;
 use crate::selinux::Node;
 
 /// Linux before this lacks what we build on without a fallback: the mount API with attributes,
@@ -95,9 +95,8 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
         overlay(facts),
         user_namespaces(facts),
         seccomp(facts),
-        network(facts),
-        plugins(facts),
-        ipv6(facts),
+        network::plugins(facts),
+        network::ipv6(facts),
         apparmor(facts),
         selinux(facts),
         mounts(facts),
@@ -107,6 +106,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
         open_files(facts),
         shim(facts),
     ];
+    found.extend(network::built_in(facts));
     found.extend(facts.missing_handlers.iter().map(|(name, path)| {
         let says = format!("{name}: {} does not exist", path.display());
         Finding::lacking("handler", says, "install it, or correct runtime.handlers")
@@ -229,55 +229,6 @@ fn seccomp(facts: &Facts) -> Finding {
         return Finding::lacking("seccomp", says, fix);
     }
     Finding::fine("seccomp", if has("user_notif") { "filters, notify" } else { "filters" }.into())
-}
-
-fn network(facts: &Facts) -> Finding {
-    if !facts.nf_tables {
-        let says = "no nf_tables: no masquerade and no host ports".to_owned();
-        let fix = "modprobe nf_tables, or network.mode = \"cni\" with plugins of your own";
-        return Finding::broken("pod network", says, fix);
-    }
-    match (facts.ip_forward.as_deref(), facts.ip_forward_writable) {
-        (Some("1"), _) => Finding::fine("pod network", "nf_tables, forwarding is on".to_owned()),
-        (_, true) => Finding::fine(
-            "pod network",
-            "nf_tables; forwarding is off, and is switched on with the first pod".to_owned(),
-        ),
-        (_, false) => Finding::broken(
-            "pod network",
-            "forwarding is off and /proc/sys/net is read-only".to_owned(),
-            "sysctl -w net.ipv4.ip_forward=1",
-        ),
-    }
-}
-
-/// Without a configuration `auto` is the built-in network, which needs no plugin.
-fn plugins(facts: &Facts) -> Finding {
-    match (facts.network_mode, &facts.plugins) {
-        (Mode::Bridge, _) => {
-            Finding::fine("plugins", "not used: network.mode is bridge".to_owned())
-        }
-        (_, Ok(networks)) => Finding::fine("plugins", format!("network {}", networks.join(", "))),
-        (Mode::Auto, Err(reason)) => {
-            Finding::fine("plugins", format!("none, so the network is built in ({reason})"))
-        }
-        (Mode::Cni, Err(reason)) => Finding::lacking(
-            "plugins",
-            format!("{reason}; until then only pods on the node's network run"),
-            "install a network add-on, or set network.mode = \"bridge\"",
-        ),
-    }
-}
-
-fn ipv6(facts: &Facts) -> Finding {
-    match facts.ipv6 {
-        true => Finding::fine("IPv6", "there".to_owned()),
-        false => Finding::lacking(
-            "IPv6",
-            "not in this kernel".to_owned(),
-            "boot without ipv6.disable=1 before giving network.ranges an IPv6 range",
-        ),
-    }
 }
 
 fn apparmor(facts: &Facts) -> Finding {

@@ -22,11 +22,11 @@ fn healthy() -> Facts {
         overlay: Ok(()),
         user_namespaces_max: Some(15_000),
         seccomp_actions: words("kill_process errno user_notif allow"),
-        nf_tables: true,
         ip_forward: Some("1".to_owned()),
-        ip_forward_writable: true,
+        pod_network: Some(Ok(netplugin::Survey::default())),
         ipv6: true,
-        network_mode: Mode::Cni,
+        ipv6_switched_off: Vec::new(),
+        network_mode: Mode::Auto,
         plugins: Ok(vec!["cluster".to_owned()]),
         apparmor: true,
         apparmor_parser: true,
@@ -68,16 +68,9 @@ fn what_keeps_pods_from_running_is_broken() {
     check(|it| it.capabilities = Some(!(1 << 21)), "user", Broken, "CAP_SYS_ADMIN");
     check(|it| it.cgroups.unified = None, "cgroups", Broken, "none are mounted");
     check(|it| it.overlay = Err("no such device".into()), "overlayfs", Broken, "no such device");
-    check(|it| it.plugins = Err("no conf".into()), "plugins", Verdict::Lacking, "no conf");
-    check(|it| it.nf_tables = false, "pod network", Broken, "nf_tables");
     check(|it| it.root_dir.file_system = Some(NFS), "root directory", Broken, "NFS");
     check(|it| it.root_dir.file_system = Some(OVERLAYFS), "root directory", Broken, "overlay");
     check(|it| it.shim_is_there = false, "shim", Broken, "does not exist");
-    let closed = |it: &mut Facts| {
-        it.ip_forward = Some("0".into());
-        it.ip_forward_writable = false;
-    };
-    check(closed, "pod network", Broken, "read-only");
 }
 
 #[test]
@@ -121,9 +114,85 @@ fn a_kernel_that_is_too_old_is_broken() {
 }
 
 #[test]
-fn forwarding_that_can_be_switched_on_is_fine() {
-    let facts = Facts { ip_forward: Some("0".into()), ..healthy() };
-    assert_eq!(network(&facts).verdict, Verdict::Fine);
+fn what_keeps_pods_from_a_network_is_broken() {
+    use netplugin::Error;
+    let refused = |number| std::io::Error::from_raw_os_error(number);
+    let no_tables = || Error::NoNfTables {
+        stage: "look into table",
+        object: "t".into(),
+        source: refused(libc::EINVAL),
+    };
+    let taken = || Error::Bridge { name: "br0".into(), reason: "it is a veth link".into() };
+    let closed = || Error::File {
+        stage: "enable forwarding in",
+        path: "/proc/sys/net/ipv4/ip_forward".into(),
+        source: refused(libc::EROFS),
+    };
+    let dropped = || Error::Blocked { chains: "ip filter FORWARD".into(), bridge: "br0".into() };
+    let cases: [(&dyn Fn() -> Error, &str, &str); 4] = [
+        (&no_tables, "no nf_tables", "network.mode"),
+        (&taken, "br0 cannot be the pod bridge: it is a veth link", "ip link delete br0"),
+        (&closed, "ip_forward: Read-only", "sysctl -w net.ipv4.ip_forward=1"),
+        (&dropped, "ip filter FORWARD", "admit_forwarding"),
+    ];
+    for (error, says, fix) in cases {
+        let survey = netplugin::Survey { obstacles: vec![error()], ..Default::default() };
+        check(|it| it.pod_network = Some(Ok(survey)), "pod network", Verdict::Broken, says);
+        let facts = Facts { pod_network: Some(Err(error())), ..healthy() };
+        let found = network::built_in(&facts);
+        assert!(found.len() == 1 && found[0].fix.as_ref().unwrap().contains(fix), "{found:?}");
+    }
+}
+
+#[test]
+fn a_network_that_has_lost_something_or_ends_is_lacking() {
+    use Verdict::Lacking;
+    let changed = |change: &dyn Fn(&mut netplugin::Survey), topic, says| {
+        let mut survey = netplugin::Survey::default();
+        change(&mut survey);
+        check(|it| it.pod_network = Some(Ok(survey)), topic, Lacking, says);
+    };
+    let topic = "pod network";
+    changed(&|it| it.obstacles = vec![netplugin::Error::NoRange], topic, "no pod address range");
+    let net = |text: &str| text.parse().unwrap();
+    let overlap = (net("10.244.0.0/24"), net("10.0.0.7/8"));
+    changed(&|it| it.overlaps = vec![overlap], topic, "10.0.0.7/8, which this node is in");
+    let lost = || vec!["nftables table t is gone".to_owned(), "pod a/b has no link".to_owned()];
+    changed(&|it| it.lost = lost(), topic, "table t is gone, and 1 more");
+    let pool = |leased, ipv6| netplugin::Pool {
+        ranges: "10.244.0.0/24".into(),
+        ipv6,
+        usable: 253,
+        leased,
+    };
+    changed(
+        &|it| it.pools = vec![pool(230, false)],
+        topic,
+        "230 of 253 addresses of 10.244.0.0/24",
+    );
+    let six = || netplugin::Survey { pools: vec![pool(227, true)], ..Default::default() };
+    let switched_off = |it: &mut Facts| {
+        it.ipv6_switched_off = vec!["net.ipv6.conf.all.disable_ipv6"];
+        it.pod_network = Some(Ok(six()));
+    };
+    check(switched_off, "IPv6", Lacking, "net.ipv6.conf.all.disable_ipv6");
+    check(
+        |it| (it.network_mode, it.plugins) = (Mode::Cni, Err("no conf".into())),
+        "plugins",
+        Lacking,
+        "no conf",
+    );
+}
+
+#[test]
+fn what_the_pod_network_does_not_need_is_fine() {
+    let is_fine = |facts: &Facts| findings(facts).iter().all(|it| it.verdict == Verdict::Fine);
+    let forwarding_comes_with_the_first_pod = Facts { ip_forward: Some("0".into()), ..healthy() };
+    assert!(is_fine(&forwarding_comes_with_the_first_pod));
+    let off = vec!["net.ipv6.conf.all.disable_ipv6"];
+    assert!(is_fine(&Facts { ipv6_switched_off: off, ..healthy() }), "no range is of IPv6");
+    let of_plugins = Facts { pod_network: None, network_mode: Mode::Cni, ..healthy() };
+    assert!(is_fine(&of_plugins));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod facts;
 mod findings;
+mod network;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -70,15 +70,33 @@ pub(crate) struct Note {
     /// Without gaps from the start of the daemon on.
     pub(crate) number: u64,
     pub(crate) at_ns: i64,
-    pub(crate) kind: Kind,
+    /// The word of a [`Kind`], or [`REPAIRED`].
+    pub(crate) kind: &'static str,
+    /// Empty when it is about the node's network.
     pub(crate) pod: String,
     /// `None` when it is about the sandbox.
     pub(crate) container: Option<String>,
+    /// What was repaired.
+    pub(crate) text: String,
+}
+
+/// What others took away from the node's network was put back.
+pub(crate) const REPAIRED: &str = "repaired";
+
+/// All that happens from some moment on.
+#[derive(Debug)]
+pub(crate) struct Following {
+    /// The number of the last event before.
+    pub(crate) number: u64,
+    pub(crate) events: broadcast::Receiver<Arc<Event>>,
+    /// What is about no pod, and so is not for CRI.
+    pub(crate) repairs: broadcast::Receiver<Arc<Note>>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Events {
     sender: broadcast::Sender<Arc<Event>>,
+    repairs: broadcast::Sender<Arc<Note>>,
     log: Mutex<Log>,
 }
 
@@ -100,7 +118,9 @@ struct Log {
 
 impl Default for Events {
     fn default() -> Self {
-        Self { sender: broadcast::Sender::new(BEHIND_MAX), log: Mutex::default() }
+        let (sender, repairs) =
+            (broadcast::Sender::new(BEHIND_MAX), broadcast::Sender::new(BEHIND_MAX));
+        Self { sender, repairs, log: Mutex::default() }
     }
 }
 
@@ -110,9 +130,11 @@ impl Events {
         self.sender.subscribe()
     }
 
-    /// The number of the last event.
-    pub(crate) fn number(&self) -> u64 {
-        self.log().number
+    /// The same with what is about no pod, and the number of the last event before.
+    pub(crate) fn follow(&self) -> Following {
+        let log = self.log(); // nothing is sent meanwhile
+        let (events, repairs) = (self.sender.subscribe(), self.repairs.subscribe());
+        Following { number: log.number, events, repairs }
     }
 
     pub(crate) fn subscribers(&self) -> usize {
@@ -154,9 +176,10 @@ impl Events {
             let note = Note {
                 number: log.number,
                 at_ns: log.last_ns,
-                kind,
+                kind: kind.word(),
                 pod: sandbox.spec.metadata.pod(),
                 container: container.as_ref().map(|container| container.spec.name.clone()),
+                text: String::new(),
             };
             let shown = after.containers_of(&sandbox.id).filter(|it| it.phase.is_shown());
             let event = Event {
@@ -167,16 +190,39 @@ impl Events {
                 container,
                 sandbox,
             };
-            if log.recent.len() == RECENT {
-                log.recent.pop_front();
-            }
-            log.recent.push_back(note);
+            log.remember(note);
             let _ = self.sender.send(Arc::new(event)); // nobody listening is fine
         }
+    }
+
+    /// Tells that the node's network was repaired, and what.
+    pub(crate) fn repaired(&self, what: String) {
+        let mut log = self.log();
+        log.number += 1;
+        log.last_ns = clock::now_ns().max(log.last_ns + 1);
+        let note = Note {
+            number: log.number,
+            at_ns: log.last_ns,
+            kind: REPAIRED,
+            pod: String::new(),
+            container: None,
+            text: what,
+        };
+        log.remember(note.clone());
+        let _ = self.repairs.send(Arc::new(note)); // nobody listening is fine
     }
 
     fn log(&self) -> std::sync::MutexGuard<'_, Log> {
         // Every step under the lock is complete in itself.
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Log {
+    fn remember(&mut self, note: Note) {
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(note);
     }
 }

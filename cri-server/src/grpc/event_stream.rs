@@ -11,15 +11,15 @@ use tonic::Status;
 
 use super::runtime_service::Items;
 use super::to_proto;
-use crate::events::{Event, Kind};
+use crate::events::{Event, Following, Kind, Note};
 use crate::store::world::{Snapshot, World};
 
 /// Events from now on. One who cannot follow is told so, and counted in `dropped`: a silent gap
 /// would leave the kubelet with a wrong picture for ever.
-pub(super) fn event_stream<T: Send + 'static>(
-    events: broadcast::Receiver<Arc<Event>>,
+pub(super) fn event_stream<E: Send + Sync + 'static, T: Send + 'static>(
+    events: broadcast::Receiver<Arc<E>>,
     dropped: IntCounter,
-    wire: fn(&Event) -> T,
+    wire: fn(&E) -> T,
 ) -> Items<T> {
     Box::pin(futures::stream::unfold(Some(events), move |events| {
         let dropped = dropped.clone();
@@ -61,9 +61,16 @@ pub(super) fn wire(event: &Event) -> cri::ContainerEventResponse {
 /// What is there first, then events; the CRI stream must not have such a beginning, for the kubelet
 /// would take it for what happens.
 pub(super) fn watch(world: &World, dropped: IntCounter) -> Items<admin::Event> {
-    let (snapshot, number, events) = world.follow();
+    let (snapshot, Following { number, events, repairs }) = world.follow();
     let present: Vec<_> = present(&snapshot, number).into_iter().map(Ok).collect();
-    let later = event_stream(events, dropped, |event| admin::Event {
+    let repairs = event_stream(repairs, dropped.clone(), |note: &Note| admin::Event {
+        number: note.number,
+        at_ns: note.at_ns,
+        kind: note.kind.to_owned(),
+        reason: note.text.clone(),
+        ..Default::default()
+    });
+    let later = event_stream(events, dropped, |event: &Event| admin::Event {
         number: event.number,
         at_ns: event.at_ns,
         kind: event.kind.word().to_owned(),
@@ -76,7 +83,7 @@ pub(super) fn watch(world: &World, dropped: IntCounter) -> Items<admin::Event> {
             _ => String::new(),
         },
     });
-    Box::pin(futures::stream::iter(present).chain(later))
+    Box::pin(futures::stream::iter(present).chain(futures::stream::select(later, repairs)))
 }
 
 fn present(snapshot: &Snapshot, number: u64) -> Vec<admin::Event> {
@@ -156,5 +163,9 @@ mod tests {
             let event = events.next().await.unwrap().unwrap();
             assert_eq!((event.present, event.number, &*event.kind), (false, number, kind));
         }
+        world.events().repaired("the table was missing".to_owned());
+        let event = events.next().await.unwrap().unwrap();
+        assert_eq!((event.number, &*event.kind, &*event.pod), (9, "repaired", ""));
+        assert_eq!(event.reason, "the table was missing");
     }
 }

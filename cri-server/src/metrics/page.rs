@@ -64,8 +64,8 @@ fn view(ctx: &Ctx) -> Value {
         pods.iter().map(|pod| self::pod(pod, members.of(&pod.id), &numbers)).collect();
     let events: Vec<_> = ctx.world.events().recent().iter().rev().map(|note| {
         json!({
-            "number": note.number, "at": note.at_ns / 1_000_000, "kind": note.kind.word(), "pod": note.pod,
-            "container": note.container,
+            "number": note.number, "at": note.at_ns / 1_000_000, "kind": note.kind, "pod": note.pod,
+            "container": note.container, "text": note.text,
         })
     })
     .collect();

@@ -76,6 +76,11 @@ pub(crate) fn mistakes(config: &Config) -> Vec<String> {
     mistakes.map(|mistake| format!("network: {mistake}")).collect()
 }
 
+/// What the built-in network would find on this node. Changes nothing, and works beside a daemon.
+pub(crate) fn survey(config: &Config) -> Result<netplugin::Survey, netplugin::Error> {
+    netplugin::Network::survey(&bridge::plugin_config(config))
+}
+
 #[derive(Debug)]
 pub(crate) struct Network {
     mode: Mode,
@@ -139,6 +144,7 @@ impl Network {
                 for done in repaired.into_iter().chain(restored) {
                     tracing::warn!("network: {done}");
                     self.repairs.inc();
+                    world.events().repaired(done);
                 }
             }
         };

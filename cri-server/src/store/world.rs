@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 
 use crate::container::Container;
-use crate::events::{Event, Events};
+use crate::events::{Events, Following};
 use crate::id::Id;
 use crate::sandbox::Sandbox;
 use crate::sandbox::spec::Metadata;
@@ -114,11 +114,10 @@ impl World {
         result
     }
 
-    /// What is there and what happens from then on, with no change lost between the two; and the
-    /// number of the last event before.
-    pub(crate) fn follow(&self) -> (Arc<Snapshot>, u64, broadcast::Receiver<Arc<Event>>) {
+    /// What is there and what happens from then on, with no change lost between the two.
+    pub(crate) fn follow(&self) -> (Arc<Snapshot>, Following) {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.snapshot(), self.events.number(), self.events.subscribe())
+        (self.snapshot(), self.events.follow())
     }
 
     pub(crate) fn events(&self) -> &Events {

@@ -27,6 +27,7 @@ mod metrics;
 mod multi_node;
 mod namespaces;
 mod networking;
+mod no_nf_tables;
 mod node_network;
 mod node_page;
 mod packaged_unit;

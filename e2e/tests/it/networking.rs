@@ -118,7 +118,10 @@ async fn an_empty_pool_is_said_and_fills_again() {
         assert!(pods.len() < 8, "more pods than addresses");
     };
     assert_eq!(pods.len(), 5);
-    refused(Err::<(), _>(refusal), Code::ResourceExhausted, &["address"]);
+    let words = ["default/pod-5", "no free address in", "all 5 usable addresses are leased"];
+    refused(Err::<(), _>(refusal), Code::ResourceExhausted, &words);
+    let (_, told) = node.offline_verb(&["doctor"]);
+    assert!(told.contains("lacks  pod network") && told.contains("5 of 5 addresses"), "{told}");
     let before = node.scope.snapshot(node.pid());
     node.try_run_pod(pod("one-more")).await.expect_err("still empty");
     node.scope.assert_same(&before, node.pid());

@@ -1,7 +1,9 @@
 //! The built-in network on a host of its own: families, ranges, limits, conflicts, and what others do
 //! to it.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use e2e::{Host, Node, Options, container, image, pod, wait, wire};
@@ -22,14 +24,6 @@ async fn set_pod_cidr(node: &Node, cidr: &str) -> Result<(), tonic::Status> {
     let runtime_config = Some(cri::RuntimeConfig { network_config });
     let request = cri::UpdateRuntimeConfigRequest { runtime_config };
     node.cri.runtime.clone().update_runtime_config(request).await.map(drop)
-}
-
-async fn network_ready(node: &Node) -> Result<(), String> {
-    let request = cri::StatusRequest { verbose: false };
-    let status = node.cri.runtime.clone().status(request).await.unwrap().into_inner();
-    let conditions = status.status.unwrap().conditions;
-    let found = conditions.into_iter().find(|it| it.r#type == "NetworkReady").unwrap();
-    if found.status { Ok(()) } else { Err(found.message) }
 }
 
 #[tokio::test]
@@ -128,6 +122,13 @@ async fn what_others_take_away_is_put_back_and_counted() {
     wait::until("the port answers", SOON, open);
     let repairs = || node.metric("lapstrake_network_repairs_total ").unwrap();
     assert_eq!(repairs(), "0");
+    let mut watching = Command::new(e2e::node::binary("lapstrake"))
+        .args(["events", "--count", "3", "--endpoint", &node.endpoint()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = BufReader::new(watching.stdout.take().unwrap());
+    told.read_line(&mut String::new()).unwrap(); // it watches: the pod is there
     host.run("nft flush ruleset");
     wait::until("the table is written again", SOON, || (repairs() == "1").then_some(()));
     wait::until("the port answers again", SOON, open);
@@ -139,8 +140,17 @@ async fn what_others_take_away_is_put_back_and_counted() {
     host.run(&format!("ip link delete {link}"));
     wait::until("the pod's link is made again", SOON, || (repairs() == "3").then_some(()));
     wait::until("the port answers again", SOON, open);
-    for told in ["was missing: table", "of pod default/web was gone: made again"] {
-        assert!(node.log().contains(told), "the log tells: {told}");
+    let mut events = String::new();
+    told.read_to_string(&mut events).unwrap(); // it ends after three
+    assert!(watching.wait().unwrap().success());
+    for told in [
+        "network repaired: the nftables table was missing",
+        &format!("network repaired: bridge {} was gone", node.scope.bridge),
+        "of pod default/web was gone: made again",
+    ] {
+        assert!(events.contains(told), "the events tell {told}:\n{events}");
+        let told = told.trim_start_matches("network repaired: ");
+        assert!(node.log().contains(told), "the log tells {told}");
     }
     node.finish().await;
 }
@@ -153,7 +163,7 @@ async fn another_firewall_that_drops_is_named_and_opened_where_that_is_wanted() 
     let drop_all = format!("nft add chain inet firewall guard {chain}");
     host.run(&drop_all);
     let node = Node::start_with(on(&host)).await;
-    let reason = network_ready(&node).await.unwrap_err();
+    let reason = node.network_ready().await.unwrap_err();
     assert!(reason.contains("inet firewall guard"), "{reason}");
     node.finish().await;
 
@@ -164,7 +174,7 @@ async fn another_firewall_that_drops_is_named_and_opened_where_that_is_wanted() 
     let _nginx = web.start(&container("nginx", image::NGINX)).await;
     let open = || (world.fetch("http://198.18.1.1:8080/") == "served by nginx\n").then_some(());
     wait::until("the port answers through the other firewall", SOON, open);
-    wait::until_async("the node is ready", SOON, || async { network_ready(&node).await.ok() })
+    wait::until_async("the node is ready", SOON, || async { node.network_ready().await.ok() })
         .await;
     // Loaded again, as firewalls are.
     host.run("nft flush table inet firewall");
@@ -181,13 +191,16 @@ async fn a_bridge_name_that_is_taken_and_forwarding_that_is_forbidden_are_said()
     host.run(&format!("ip link delete {bridge}"));
     host.run(&format!("ip link add {bridge} type veth peer name other"));
     node.spawn().await;
-    let reason = network_ready(&node).await.unwrap_err();
+    let reason = node.network_ready().await.unwrap_err();
     assert!(reason.contains(&bridge) && reason.contains("it is a veth link"), "{reason}");
     let refusal = node.try_run_pod(pod("pod")).await.map(drop);
     refused(refusal, Code::Unavailable, &["default/pod", &bridge, "network.bridge"]);
+    let (is_well, told) = node.offline_verb(&["doctor"]);
+    assert!(!is_well && told.contains("BROKEN pod network"), "{told}");
+    assert!(told.contains("it is a veth link") && told.contains("ip link delete"), "{told}");
     host.run(&format!("ip link delete {bridge}"));
     wait::until_async("the node is ready again", SOON, || async {
-        network_ready(&node).await.ok()
+        node.network_ready().await.ok()
     })
     .await;
     node.run_pod(pod("pod")).await;
@@ -206,6 +219,9 @@ async fn ipv6_that_the_host_forbids_does_not_keep_a_dual_stack_pod_from_its_addr
     let links = main.shell("ip -6 addr show eth0").await;
     assert!(links.contains("fd00:99::2"), "{links}");
     main.shell("ping -6 -c 1 -W 5 fd00:99::1").await;
+    let (_, told) = node.offline_verb(&["doctor"]);
+    assert!(told.contains("lacks  IPv6"), "{told}");
+    assert!(told.contains("sysctl -w net.ipv6.conf.all.disable_ipv6=0"), "{told}");
     one.remove().await;
     set_pod_cidr(&node, &format!("{}0/24", node.network())).await.unwrap();
     drop(node);
@@ -216,21 +232,13 @@ async fn reset_takes_everything_away_but_not_from_under_a_daemon() {
     let host = Host::new();
     let mut node = Node::start_with(on(&host)).await;
     node.run_pod(pod("pod").port(80, 8080)).await;
-    let reset = |node: &Node| {
-        let mut command = node.scope.command(&e2e::node::binary("lapstrake"));
-        command.args(["network", "reset"]).args(node.flags()).output().unwrap()
-    };
-    let refused = reset(&node);
-    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(
-        refused.status.code() == Some(1) && text.contains("another lapstrake daemon"),
-        "{text}"
-    );
+    let reset = |node: &Node| node.offline_verb(&["network", "reset"]);
+    let (done, text) = reset(&node);
+    assert!(!done && text.contains("another lapstrake daemon"), "{text}");
     node.remove_pods().await;
     node.stop();
-    let done = reset(&node);
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    let (done, text) = reset(&node);
+    assert!(done, "{text}");
     assert!(text.contains(&format!("bridge {}", node.scope.bridge)), "{text}");
     assert_eq!(host.run("ip -br link").lines().count(), 1, "lo");
     assert_eq!(host.run("nft list ruleset"), "");

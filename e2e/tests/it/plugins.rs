@@ -65,17 +65,9 @@ fn pin(node: &Node, pod: &Pod) -> PathBuf {
     node.plugins_dir().join("netns").join(format!("lapstrake-{}", pod.id))
 }
 
-async fn network_ready(node: &Node) -> Result<(), String> {
-    let request = cri::StatusRequest { verbose: false };
-    let status = node.cri.runtime.clone().status(request).await.unwrap().into_inner();
-    let conditions = status.status.unwrap().conditions;
-    let found = conditions.into_iter().find(|it| it.r#type == "NetworkReady").unwrap();
-    if found.status { Ok(()) } else { Err(found.message) }
-}
-
 async fn until_ready(node: &Node, wanted: bool) {
     wait::until_async(&format!("NetworkReady={wanted}"), SOON, || async {
-        (network_ready(node).await.is_ok() == wanted).then_some(())
+        (node.network_ready().await.is_ok() == wanted).then_some(())
     })
     .await;
 }
@@ -201,7 +193,7 @@ async fn a_node_without_a_configuration_says_so_and_pods_wait_for_one() {
         Options { network: "cni_wait_seconds = 20".to_owned(), ..options(&host, "cni", &[]) };
     let mut node = Node::cold(options).await;
     forget_calls(&node);
-    let reason = network_ready(&node).await.unwrap_err();
+    let reason = node.network_ready().await.unwrap_err();
     let expected = "Network plugin returns error: no network configuration in";
     assert!(reason.starts_with(expected), "{reason}");
     // A network add-on's own pods run on the node's network.
@@ -213,7 +205,7 @@ async fn a_node_without_a_configuration_says_so_and_pods_wait_for_one() {
         // Broken at first, as a file that is being written.
         node.add_conf("10-simple.conflist", "{");
         wait::until_async("the broken file is noticed", SOON, || async {
-            let reason = network_ready(&node).await.unwrap_err();
+            let reason = node.network_ready().await.unwrap_err();
             reason.contains("10-simple.conflist").then_some(())
         })
         .await;
@@ -349,7 +341,7 @@ async fn auto_decides_at_the_first_pod_and_again_when_none_is_left() {
     let host = Host::new();
     let mut node = Node::prepared(options(&host, "auto", &[]), forget_calls).await;
     node.add_plugin("simple", SIMPLE_PLUGIN);
-    network_ready(&node).await.unwrap();
+    node.network_ready().await.unwrap();
     let built_in = node.run_pod(pod("built-in")).await;
     assert!(built_in.address().await.starts_with(&node.network()));
     node.add_conf("10-simple.conflist", SIMPLE);
@@ -416,7 +408,7 @@ async fn a_plugin_of_the_newest_version_is_asked_how_it_is_and_collects_garbage(
         echo '{"cniVersion":"1.1.0","code":50,"msg":"the agent is not there"}'; exit 1"#;
     node.add_plugin("simple", why);
     until_ready(&node, false).await;
-    let reason = network_ready(&node).await.unwrap_err();
+    let reason = node.network_ready().await.unwrap_err();
     let expected = "STATUS of plugin simple in network simple: the agent is not there (code 50)";
     assert!(reason.contains(expected), "{reason}");
     node.kill9();

@@ -56,13 +56,22 @@ fn the_suite_holds_in_a_guest() {
 #[test]
 #[ignore = "takes long: `make test-vm` runs it"]
 fn labels_hold_in_a_guest_with_selinux() {
-    const KERNEL: &str = "security=selinux selinux=1 enforcing=0";
+    all_run_with_kernel("security=selinux selinux=1 enforcing=0", &["selinux::"]);
+}
+
+#[test]
+#[ignore = "takes long: `make test-vm` runs it"]
+fn a_guest_without_nf_tables_is_a_node_that_says_so() {
+    all_run_with_kernel("module_blacklist=nf_tables", &["no_nf_tables::"]);
+}
+
+/// Tests that are for a kernel with these options, none of which may be left out there.
+fn all_run_with_kernel(options: &'static str, arguments: &[&str]) {
     let Some(guest) = Guest::prepared() else { return };
-    let tests = Tests { file: std::env::current_exe().unwrap(), arguments: &["selinux::"] };
-    let outcome = guest.with_kernel(KERNEL).run(&[tests], CORE_LIMIT);
-    let Outcome { exit, output, console } = outcome;
+    let tests = Tests { file: std::env::current_exe().unwrap(), arguments };
+    let Outcome { exit, output, console } = guest.with_kernel(options).run(&[tests], CORE_LIMIT);
     assert_eq!(exit, Some(0), "the tests in the guest: {output}\nits console: {console}");
-    assert!(!output.contains("SKIPPED"), "{output}");
+    assert!(!output.contains("SKIPPED") && !output.contains(" 0 passed"), "{output}");
 }
 
 #[test]

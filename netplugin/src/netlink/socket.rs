@@ -15,6 +15,9 @@ const RECEIVE_BUFFER: usize = 64 * 1024;
 /// Room for the answers of a large transaction, each about 36 bytes but accounted as a page.
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
+/// The index of a refusal that is about the frame of a netfilter transaction.
+pub(crate) const OF_FRAME: usize = usize::MAX;
+
 const HEADER: usize = 16;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -40,10 +43,15 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// Of the only request there was, without an explanation.
+    /// Without an explanation.
     #[cfg(test)]
-    pub(crate) fn of(errno: i32) -> Refusal {
-        Refusal { index: 0, errno, detail: None }
+    pub(crate) fn of(index: usize, errno: i32) -> Refusal {
+        Refusal { index, errno, detail: None }
+    }
+
+    /// Whether it is about a netfilter transaction as a whole.
+    pub(crate) fn is_of_frame(&self) -> bool {
+        self.index == OF_FRAME
     }
 
     pub(crate) fn into_error(self, stage: &'static str, object: impl Into<String>) -> Error {
@@ -64,14 +72,14 @@ pub(crate) struct Channel {
     buffer: Vec<u8>,
 }
 
+/// A channel to netfilter, which a kernel can do without: a daemon must start there, too, for pods
+/// that need none of it.
+pub(crate) struct Netfilter(Option<Channel>);
+
 impl Channel {
     pub(crate) fn open(family: Family) -> Result<Channel, Error> {
-        let socket = open(family).map_err(|source| Error::Kernel {
-            stage: "open socket",
-            object: family.name().to_owned(),
-            source,
-            detail: family.hint().to_owned(),
-        })?;
+        let opened = open(family);
+        let socket = opened.map_err(|errno| Error::kernel("open socket", family.name(), errno))?;
         Ok(Channel { socket, family, next: 1, buffer: vec![0; RECEIVE_BUFFER] })
     }
 
@@ -95,7 +103,7 @@ impl Channel {
     }
 
     /// The same for a netfilter transaction, whose frame is numbered `first - 1`: an answer to the
-    /// frame is about the whole, has the index `usize::MAX`, and is the last.
+    /// frame is about the whole, has the index [`OF_FRAME`], and is the last.
     pub(crate) fn transact(
         &mut self,
         datagram: &[u8],
@@ -129,7 +137,7 @@ impl Channel {
                 answered += if of_frame { count } else { 1 };
                 let (errno, detail) = message.verdict();
                 if errno != 0 {
-                    let index = if of_frame { usize::MAX } else { index };
+                    let index = if of_frame { OF_FRAME } else { index };
                     refusals.push(Refusal { index, errno, detail });
                 }
             }
@@ -181,19 +189,30 @@ impl Channel {
     }
 }
 
+impl Netfilter {
+    /// Opens it in the network namespace of the calling thread, if it is there.
+    pub(crate) fn open() -> Netfilter {
+        Netfilter(Channel::open(Family::Netfilter).ok())
+    }
+
+    /// The channel; where there was none, it may be there by now.
+    pub(crate) fn channel(&mut self) -> Result<&mut Channel, Error> {
+        match &mut self.0 {
+            Some(channel) => Ok(channel),
+            none => {
+                let opened = Channel::open(Family::Netfilter);
+                let missing = |error: Error| error.without_nf_tables(libc::EPROTONOSUPPORT);
+                Ok(none.insert(opened.map_err(missing)?))
+            }
+        }
+    }
+}
+
 impl Family {
     fn name(self) -> &'static str {
         match self {
             Family::Route => "route netlink",
             Family::Netfilter => "netfilter netlink",
-        }
-    }
-
-    /// What to do where the kernel has no such socket.
-    fn hint(self) -> &'static str {
-        match self {
-            Family::Route => "",
-            Family::Netfilter => "; does this kernel have nf_tables? try modprobe nf_tables",
         }
     }
 }

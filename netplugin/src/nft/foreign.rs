@@ -9,7 +9,7 @@
 
 use super::abi;
 use super::encode::{Expression, interface_name};
-use super::load::Nft;
+use super::load::{Nft, gone_with_nf_tables};
 use crate::error::Error;
 use crate::netlink::netfilter::Writer;
 use crate::netlink::socket::attributes_of;
@@ -75,7 +75,7 @@ impl Nft {
     /// Removes the rules this table's daemon has put into chains of others.
     pub(crate) fn withdraw(&mut self) -> Result<(), Error> {
         let mark = self.mark();
-        for chain in self.dropping_chains()? {
+        for chain in gone_with_nf_tables(self.dropping_chains())? {
             for rule in self.rules(&chain)?.into_iter().filter(|rule| rule.mark == mark) {
                 self.commit_to(&chain.table, |batch| {
                     batch.delete_rule(chain.family, &rule.chain, &rule.handle);

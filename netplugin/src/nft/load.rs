@@ -5,21 +5,18 @@ use super::encode::{Batch, comment_data, get_element};
 use super::ruleset::{self, Pod, Settings};
 use crate::error::Error;
 use crate::netlink::netfilter::{Header, Writer};
-use crate::netlink::socket::{Channel, Family, Refusal, attributes_of};
-
-/// Why a kernel refuses everything there is to say about tables.
-const NO_NF_TABLES: &str = "does this kernel have nf_tables? try modprobe nf_tables";
+use crate::netlink::socket::{Netfilter, Refusal, attributes_of};
 
 /// The daemon's table in the kernel.
 pub(crate) struct Nft {
-    channel: Channel,
+    netfilter: Netfilter,
     table: String,
 }
 
 impl Nft {
     /// Opens a socket in the network namespace of the calling thread; touches nothing yet.
-    pub(crate) fn open(table: &str) -> Result<Nft, Error> {
-        Ok(Nft { channel: Channel::open(Family::Netfilter)?, table: table.to_owned() })
+    pub(crate) fn open(table: &str) -> Nft {
+        Nft { netfilter: Netfilter::open(), table: table.to_owned() }
     }
 
     /// Puts the table there as it should be, in one transaction.
@@ -51,7 +48,7 @@ impl Nft {
         });
         match all {
             Err(error) if error.errno() == Some(libc::ENOENT) => {}
-            result => return result,
+            result => return gone_with_nf_tables(result),
         }
         // Something is missing and kept the rest in place: one by one, then.
         for (set, element) in &elements {
@@ -65,15 +62,20 @@ impl Nft {
 
     /// Removes the table. No table is success.
     pub(crate) fn remove_table(&mut self) -> Result<(), Error> {
-        self.commit(|batch| {
+        gone_with_nf_tables(self.commit(|batch| {
             batch.add_table("");
             batch.delete_table();
-        })
+        }))
+    }
+
+    /// Whether this kernel has what tables are made of.
+    pub(crate) fn is_possible(&mut self) -> Result<(), Error> {
+        self.comment().map(drop)
     }
 
     /// Whether the table stands at all.
     pub(crate) fn exists(&mut self) -> Result<bool, Error> {
-        Ok(self.comment()?.is_some())
+        gone_with_nf_tables(self.comment().map(|comment| comment.is_some()))
     }
 
     /// Whether the table stands and was made for these settings.
@@ -114,7 +116,8 @@ impl Nft {
         const NLM_F_REQUEST_ACK: u16 = 5;
         /// The header of a netfilter message inside its netlink message.
         const HEADER: usize = 4;
-        let sequence = self.channel.sequence(1);
+        let channel = self.netfilter.channel()?;
+        let sequence = channel.sequence(1);
         let header = Header {
             kind: (abi::SUBSYSTEM << 8) | kind,
             flags: NLM_F_REQUEST_ACK,
@@ -125,13 +128,13 @@ impl Nft {
         let mut datagram = Vec::new();
         header.write(&mut datagram, question);
         let mut answer = Vec::new();
-        let refusal = self.channel.question(&datagram, sequence, |_, payload| {
+        let refusal = channel.question(&datagram, sequence, |_, payload| {
             answer = payload.get(HEADER..).unwrap_or_default().to_vec();
         })?;
         match refusal {
             None => Ok(Some(answer)),
             Some(refusal) if refusal.errno == libc::ENOENT => Ok(None),
-            Some(refusal) => Err(question_failed(refusal, &self.table)),
+            Some(refusal) => Err(question_failed(refusal, "look into table", &self.table)),
         }
     }
 
@@ -148,7 +151,8 @@ impl Nft {
         mut each: impl FnMut(u8, &[u8]),
     ) -> Result<(), Error> {
         const NLM_F_REQUEST_DUMP: u16 = 0x301;
-        let sequence = self.channel.sequence(1);
+        let channel = self.netfilter.channel()?;
+        let sequence = channel.sequence(1);
         let header = Header {
             kind: (abi::SUBSYSTEM << 8) | kind,
             flags: NLM_F_REQUEST_DUMP,
@@ -158,12 +162,12 @@ impl Nft {
         };
         let mut datagram = Vec::new();
         header.write(&mut datagram, question);
-        let refusal = self.channel.question(&datagram, sequence, |_, payload| {
+        let refusal = channel.question(&datagram, sequence, |_, payload| {
             if let [family, _, _, _, attributes @ ..] = payload {
                 each(*family, attributes);
             }
         })?;
-        refusal.map_or(Ok(()), |refusal| Err(refusal.into_error("list", "nftables chains")))
+        refusal.map_or(Ok(()), |refusal| Err(question_failed(refusal, "list", "nftables chains")))
     }
 
     fn commit(&mut self, write: impl FnOnce(&mut Batch)) -> Result<(), Error> {
@@ -178,15 +182,16 @@ impl Nft {
         write: impl FnOnce(&mut Batch),
     ) -> Result<(), Error> {
         // One number before the messages is for the frame of the transaction.
-        let first = self.channel.sequence(1).wrapping_add(1);
+        let channel = self.netfilter.channel()?;
+        let first = channel.sequence(1).wrapping_add(1);
         let mut batch = Batch::new(table, first);
         write(&mut batch);
         let (datagram, steps) = batch.finish();
-        self.channel.sequence(steps.len());
+        channel.sequence(steps.len());
         if steps.is_empty() {
             return Ok(());
         }
-        let refusals = self.channel.transact(&datagram, first, steps.len())?;
+        let refusals = channel.transact(&datagram, first, steps.len())?;
         match refusals.into_iter().min_by_key(|refusal| refusal.index) {
             None => Ok(()),
             Some(refusal) => {
@@ -201,28 +206,47 @@ impl Nft {
 }
 
 /// A kernel with netfilter's netlink and without nf_tables finds such a question invalid.
-fn question_failed(refusal: Refusal, table: &str) -> Error {
-    refusal.into_error("look into table", table).hint(libc::EINVAL, NO_NF_TABLES)
+fn question_failed(refusal: Refusal, stage: &'static str, object: &str) -> Error {
+    refusal.into_error(stage, object).without_nf_tables(libc::EINVAL)
 }
 
-/// The same kernel does not support the first message of any transaction.
+/// The same kernel supports no transaction about tables, whatever is in it.
 fn transaction_failed(refusal: Refusal, stage: &'static str, object: String) -> Error {
-    refusal.into_error(stage, object).hint(libc::EOPNOTSUPP, NO_NF_TABLES)
+    let whole = refusal.is_of_frame();
+    let error = refusal.into_error(stage, object);
+    if whole { error.without_nf_tables(libc::EOPNOTSUPP) } else { error }
+}
+
+/// Where there can be no table there is none.
+pub(super) fn gone_with_nf_tables<T: Default>(result: Result<T, Error>) -> Result<T, Error> {
+    match result {
+        Err(Error::NoNfTables { .. }) => Ok(T::default()),
+        other => other,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::socket::OF_FRAME;
 
     #[test]
     fn a_kernel_without_nf_tables_is_told_as_one() {
-        let transaction = |errno| transaction_failed(Refusal::of(errno), "add table", "t".into());
-        let question = |errno| question_failed(Refusal::of(errno), "t");
-        for error in [transaction(libc::EOPNOTSUPP), question(libc::EINVAL)] {
-            assert!(error.to_string().ends_with("try modprobe nf_tables"), "{error}");
+        let transaction = |index, errno| {
+            transaction_failed(Refusal::of(index, errno), "add table", "t".to_owned())
+        };
+        let question = |errno| question_failed(Refusal::of(0, errno), "look into table", "t");
+        for error in [transaction(OF_FRAME, libc::EOPNOTSUPP), question(libc::EINVAL)] {
+            assert!(matches!(error, Error::NoNfTables { .. }), "{error}");
+            assert!(error.to_string().contains("modprobe nf_tables"), "{error}");
         }
-        for error in [transaction(libc::EINVAL), question(libc::EPERM)] {
-            assert!(!error.to_string().contains("modprobe"), "{error}");
+        let others = [
+            transaction(0, libc::EOPNOTSUPP),
+            transaction(OF_FRAME, libc::EPERM),
+            question(libc::EPERM),
+        ];
+        for error in others {
+            assert!(matches!(error, Error::Kernel { .. }), "{error}");
         }
     }
 }

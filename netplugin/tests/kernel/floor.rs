@@ -31,14 +31,17 @@ impl Floor {
     }
 
     pub(crate) fn pod(&self, number: u32) -> OwnedFd {
-        let made = thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            (OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap()), open())
-        });
-        let (netns, inside) = made.join().unwrap();
+        let pod = namespace();
+        self.link(number, &pod);
+        configure(number, &pod);
+        pod.netns
+    }
+
+    /// A veth pair born on the bridge and in the namespace.
+    pub(crate) fn link(&self, number: u32, pod: &Bare) {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name("eth0")
-            .setns_by_fd(netns.as_raw_fd())
+            .setns_by_fd(pod.netns.as_raw_fd())
             .append_extra_attribute(LinkAttribute::NumTxQueues(1))
             .append_extra_attribute(LinkAttribute::NumRxQueues(1))
             .build();
@@ -51,26 +54,43 @@ impl Floor {
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
         send(&self.socket, &[RouteNetlinkMessage::NewLink(pair)]);
-        let up =
-            |index| RouteNetlinkMessage::NewLink(LinkUnspec::new_with_index(index).up().build());
-        let [_, _, third, fourth] = (0x0a58_0000 + number).to_be_bytes();
-        let address = AddressMessageBuilder::<Ipv4Addr>::new()
-            .index(2)
-            .address(Ipv4Addr::new(10, 88, third, fourth), 16)
-            .build();
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .output_interface(2)
-            .gateway(Ipv4Addr::new(10, 88, 255, 1))
-            .build();
-        let configure = [
-            up(1),
-            up(2),
-            RouteNetlinkMessage::NewAddress(address),
-            RouteNetlinkMessage::NewRoute(route),
-        ];
-        send(&inside, &configure);
-        netns
     }
+}
+
+/// A namespace, and a socket in it.
+pub(crate) struct Bare {
+    netns: OwnedFd,
+    inside: Socket,
+}
+
+pub(crate) fn namespace() -> Bare {
+    let made = thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let netns = File::open("/proc/thread-self/ns/net").unwrap().into();
+        Bare { netns, inside: open() }
+    });
+    made.join().unwrap()
+}
+
+/// Sets the links up and gives the pod an address and a route.
+pub(crate) fn configure(number: u32, pod: &Bare) {
+    let up = |index| RouteNetlinkMessage::NewLink(LinkUnspec::new_with_index(index).up().build());
+    let [_, _, third, fourth] = (0x0a58_0000 + number).to_be_bytes();
+    let address = AddressMessageBuilder::<Ipv4Addr>::new()
+        .index(2)
+        .address(Ipv4Addr::new(10, 88, third, fourth), 16)
+        .build();
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .output_interface(2)
+        .gateway(Ipv4Addr::new(10, 88, 255, 1))
+        .build();
+    let configure = [
+        up(1),
+        up(2),
+        RouteNetlinkMessage::NewAddress(address),
+        RouteNetlinkMessage::NewRoute(route),
+    ];
+    send(&pod.inside, &configure);
 }
 
 fn open() -> Socket {

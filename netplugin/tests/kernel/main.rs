@@ -11,6 +11,8 @@ mod faults;
 mod floor;
 mod host;
 mod measure;
+mod pool;
 mod ports;
 mod sctp;
+mod survey;
 mod table;

@@ -30,7 +30,7 @@ fn port(n: usize) -> PortMapping {
     PortMapping { protocol: Protocol::Tcp, container_port: 80, host_port, host_ip: None }
 }
 
-fn percentile(times: &[Duration], percent: usize) -> Duration {
+pub(crate) fn percentile(times: &[Duration], percent: usize) -> Duration {
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
     sorted[(sorted.len() - 1) * percent / 100]
