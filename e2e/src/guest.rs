@@ -248,7 +248,8 @@ fn pack(payload: &Path, scratch: &Path, tests: &[Tests<'_>]) {
     }
     // Tests read what is shipped where the repository is; systemd finds the unit where users put it.
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    for dir in ["deploy", "e2e/guest"] {
+    let corpora = ["runtime/container/tests/corpus", "runtime/seccomp/tests/corpus"];
+    for dir in ["deploy", "e2e/guest"].into_iter().chain(corpora) {
         let (here, inside) = (tree.join(dir), tree.strip_prefix("/").unwrap().join(dir));
         archive.append_dir_all(inside, here).unwrap();
     }

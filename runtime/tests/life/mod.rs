@@ -33,6 +33,16 @@ async fn replace_shim(mut node: Node, held: &[Held]) -> Node {
     node
 }
 
+/// Before Linux 6.15 who is not a process' parent learns how it ended only when that is slow to reap it.
+#[track_caller]
+fn assert_ended_with(code: i32, exit: &runtime::Exit) {
+    let release = rustix::system::uname().release().to_str().expect("text").to_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|it| it.parse::<u32>().ok());
+    let kernel = (numbers.next(), numbers.next());
+    let untold = exit.unknown && kernel < (Some(6), Some(15));
+    assert!(exit.code == code || untold, "on Linux {release}: {exit:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_shim_is_replaced_and_nothing_of_the_workload_is_lost() {
     let Some(node) = Node::start("replace").await else { return };
@@ -66,9 +76,12 @@ async fn a_killed_shim_is_replaced_and_nothing_of_the_workload_is_lost() {
         timeout: Some(LONG),
         output_cap: 100,
     };
-    assert_eq!(node.shim.exec_sync(request).await.expect("exec").exit_code, 0);
+    // The container may end by it so soon that it takes the exec along.
+    let touched = node.shim.exec_sync(request).await.expect("exec").exit_code;
+    assert!([0, 137].contains(&touched), "{touched}");
     let exit = node.shim.wait(&id, Some(LONG)).await.expect("wait").expect("in time");
-    assert_eq!((exit.code, exit.oom_killed), (7, false));
+    assert_ended_with(7, &exit);
+    assert!(!exit.oom_killed);
     // What the dead shim had taken from the pipe and not written yet is a part of one read at most.
     let log = node.log("c1");
     let numbers: Vec<u64> =
@@ -78,7 +91,7 @@ async fn a_killed_shim_is_replaced_and_nothing_of_the_workload_is_lost() {
     assert!(missing <= 1, "{missing} gaps");
     node.shim.signal(&other, 9).await.expect("signal");
     let exit = node.shim.wait(&other, Some(LONG)).await.expect("wait").expect("in time");
-    assert_eq!(exit.code, 137);
+    assert_ended_with(137, &exit);
     // The successor of a successor finds what has ended meanwhile.
     node.end().await;
 }
@@ -96,7 +109,7 @@ async fn the_code_of_a_container_that_ends_without_any_shim_is_known() {
     until("it has ended", || !node::is_alive(pid)).await;
     let node = replace_shim_again(node, &held).await;
     let exit = node.shim.wait(&id, Some(LONG)).await.expect("wait").expect("in time");
-    assert_eq!(exit.code, 9);
+    assert_ended_with(9, &exit);
     assert!(node.log("c1").contains(" stdout F bye\n"), "{}", node.log("c1"));
     let pause = node.shim.inventory().await.expect("inventory").sandbox.expect("sandbox");
     assert_eq!(pause.phase, Phase::Running);

@@ -144,20 +144,19 @@ pub(crate) fn receive_fd_and_text(
     (fd.expect("a descriptor"), text(&bytes[..got.bytes]))
 }
 
-/// A tmpfs of the host that goes with the value.
-pub(crate) struct Tmpfs(PathBuf);
+/// A bind mount of the host that goes with the value.
+pub(crate) struct Bound(PathBuf);
 
-impl Tmpfs {
-    pub(crate) fn mount(at: &Path) -> Self {
-        let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("tmpfs", at, "tmpfs", flags, None).expect("mount a tmpfs");
+impl Bound {
+    pub(crate) fn mount(source: &Path, at: &Path) -> Self {
+        rustix::mount::mount_bind(source, at).expect("bind");
         Self(at.to_owned())
     }
 }
 
-impl Drop for Tmpfs {
+impl Drop for Bound {
     fn drop(&mut self) {
         let flags = rustix::mount::UnmountFlags::DETACH;
-        rustix::mount::unmount(&self.0, flags).expect("unmount the tmpfs");
+        rustix::mount::unmount(&self.0, flags).expect("unmount");
     }
 }

@@ -355,7 +355,8 @@ fn exec_joins_all_of_the_confinement() {
         c["process"]["oomScoreAdj"] = 400.into();
         c["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 77, "hard": 99 }]);
     });
-    assert!(b.oci_to_file(&["run", "-d", &b.id]).0);
+    let (made, out) = b.oci_to_file(&["run", "-d", &b.id]);
+    assert!(made, "{}", fs::read_to_string(out).expect("out"));
     let pid = b.pid();
     b.waits_for_sleep(pid);
     let ask = "for n in cgroup ipc mnt net pid uts user time; do readlink /proc/self/ns/$n; done; \

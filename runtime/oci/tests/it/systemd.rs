@@ -27,6 +27,11 @@ fn gone(path: &Path) {
 
 #[test]
 fn a_container_is_a_scope_made_by_one_call_with_its_limits_and_ends_with_it() {
+    // The double makes groups, but hands no controllers down to them as the real one does.
+    if cgroup::Hierarchies::detect().expect("cgroups").is_v2() {
+        eprintln!("SKIPPED: on pure cgroup v2 it is the real systemd that is asked");
+        return;
+    }
     let Some(b) = Bundle::new("scope", "exec sleep 1000") else { return };
     let double = Double::start();
     let slice = format!("lapstraketest-a{}.slice", std::process::id());

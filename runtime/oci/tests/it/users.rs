@@ -138,8 +138,10 @@ fn a_mount_is_shown_with_the_owners_that_its_mappings_say() {
         list.push(mount("/plain", &["bind"]));
         list.push(mount("/tree", &["rbind", "ridmap"]));
     });
-    // A mount of its own below the volume, for the recursive form.
-    let sub = crate::bundle::Tmpfs::mount(&volume.join("sub"));
+    // A mount of its own below the volume, for the recursive form. Of the same file system: not each can be mapped.
+    let elsewhere = b.dir.path().join("elsewhere");
+    fs::create_dir(&elsewhere).expect("mkdir");
+    let sub = crate::bundle::Bound::mount(&elsewhere, &volume.join("sub"));
     fs::write(volume.join("sub/f"), "").expect("write");
     chown(volume.join("sub/f"), Some(1), Some(2)).expect("chown");
     let out = b.oci(&["run", &b.id]);
