@@ -3,6 +3,12 @@
 //!
 //! What comes back is a route socket opened inside. A netlink socket belongs to the namespace it was
 //! opened in for all its life, so nobody has to go in again to configure the pod.
+//!
+//! There is no pool of namespaces made in advance, because it does not pay. A ready one saves 0.4 ms of
+//! the 1.2 ms a pod's network takes, beside the start of the shim and in about 8 ms of RunPodSandbox:
+//! one part in twenty at the most (`tests/kernel/pool.rs` measures it). For that each would hold some
+//! 40 KiB of the kernel, or 130 KiB with its links, and would be one more thing to fill, to set as the
+//! next pod needs it, and to end with the daemon; pods with a user namespace could not have one.
 
 use std::fs::{self, File};
 use std::io;
