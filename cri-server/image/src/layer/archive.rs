@@ -60,6 +60,9 @@ pub(crate) struct Archive<R> {
 const BLOCK: u64 = 512;
 /// Go's reader (and so every registry client in use) refuses longer extension members too.
 const EXTENSION_MAX: u64 = 1 << 20;
+/// Extension members before one member: writers use four at the most, and each may be
+/// [`EXTENSION_MAX`] bytes of work that counts as no entry.
+const EXTENSIONS_MAX: usize = 32;
 /// A sparse map is 16 bytes per piece in memory; a file of more pieces is not a real one.
 const SPARSE_PIECES_MAX: usize = 1 << 18;
 /// The kernel's PATH_MAX.
@@ -81,7 +84,7 @@ impl<R: BufRead> Archive<R> {
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let mut attributes = pax::Attributes::default();
         let (mut long_name, mut long_link) = (None, None);
-        loop {
+        for _ in 0..=EXTENSIONS_MAX {
             let rest = std::mem::take(&mut self.unread) + std::mem::take(&mut self.padding);
             self.skip(rest)?;
             let Some(block) = self.header()? else { return Ok(None) };
@@ -114,6 +117,7 @@ impl<R: BufRead> Archive<R> {
                 }
             }
         }
+        Err(self.malformed("a member has too many extension headers"))
     }
 
     /// The stored bytes of the current member that come next; empty when there are none left.

@@ -99,6 +99,10 @@ async fn archives_without_an_honest_meaning_are_refused() {
         ("a sparse map beyond the end", sparse(b"0,2,99,1000")),
         ("a sparse map of other data", sparse(b"0,1")),
         ("an empty symbolic link", Layer::new().symlink("l", "")),
+        ("extensions without end", {
+            let extended = |layer: Layer, _| layer.pax(&[("comment", b"x")]);
+            (0..33).fold(Layer::new(), extended).file("f", 0o644, b"")
+        }),
     ];
     for (what, layer) in cases {
         let node = Node::new().await;
