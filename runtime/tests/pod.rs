@@ -407,8 +407,12 @@ async fn a_working_directory_through_a_descriptor_is_refused() {
 async fn the_built_in_pause_holds_the_pod_and_dies_with_it() {
     let Some(node) = Node::start("pause").await else { return };
     let pause = node.sandbox.pause_pid;
-    let cmdline = std::fs::read(format!("/proc/{pause}/cmdline")).expect("alive");
-    assert_eq!(cmdline, b"/pause\0");
+    // Its exec has succeeded, but the kernel may still be about to note the arguments.
+    let cmdline = || std::fs::read(format!("/proc/{pause}/cmdline")).expect("alive");
+    while cmdline().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(cmdline(), b"/pause\0");
     let exe = std::fs::read_link(format!("/proc/{pause}/exe")).expect("exe");
     assert!(exe.to_string_lossy().starts_with("/memfd:"), "{exe:?}");
     assert!(std::fs::write(format!("/proc/{pause}/exe"), "x").is_err(), "the image is sealed");
