@@ -45,6 +45,10 @@ impl<'n> Busy<'n> {
         let mut said = [0; 5];
         let stdout = child.stdout.as_mut().expect("piped");
         std::io::Read::read_exact(stdout, &mut said).expect("done");
+        let stat = format!("/proc/{}/stat", child.id());
+        while !std::fs::read_to_string(&stat).expect("alive").contains("(sleep) S") {
+            std::thread::yield_now();
+        }
         Self { node, path, child }
     }
 }

@@ -349,7 +349,10 @@ fn exec_joins_all_of_the_confinement() {
     b.change(|c| {
         c["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
             "syscalls": [{ "names": ["swapon"], "action": "SCMP_ACT_ERRNO" }] });
-        c["linux"]["namespaces"].as_array_mut().expect("list").push(json!({ "type": "cgroup" }));
+        // What `spec` writes has one on cgroup v2.
+        let namespaces = c["linux"]["namespaces"].as_array_mut().expect("list");
+        namespaces.retain(|it| it["type"] != "cgroup");
+        namespaces.push(json!({ "type": "cgroup" }));
         c["process"]["noNewPrivileges"] = true.into();
         c["process"]["user"] = json!({ "uid": 7, "gid": 8, "additionalGids": [9], "umask": 0o27 });
         c["process"]["oomScoreAdj"] = 400.into();
