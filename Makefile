@@ -30,15 +30,15 @@ build: need-build ## all binaries, into target/release
 # The shim is resident once per pod, the command line is started anew for each command, and both enter foreign mount
 # namespaces: small and static. Each by a command of its own, because the shim needs fewer features of its libraries.
 # They have their own target directory, so that nothing built later for the tests can replace them unseen.
-SMALL := RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static \
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static \
 	LIBSECCOMP_LIB_PATH=$$(dirname $$(gcc -print-file-name=libseccomp.a)) \
-	cargo build --profile small --locked --target $(HOST)
+	cargo build --locked --target $(HOST)
 
 .PHONY: static
 static:
-	$(SMALL) -p lapstrake-shim
-	$(SMALL) -p lapstrake-oci
-	install -m 755 $(TARGET)/$(HOST)/small/lapstrake-shim $(TARGET)/$(HOST)/small/lapstrake-oci $(BIN)
+	$(STATIC) --profile small -p lapstrake-shim
+	$(STATIC) --profile command -p lapstrake-oci
+	install -m 755 $(TARGET)/$(HOST)/small/lapstrake-shim $(TARGET)/$(HOST)/command/lapstrake-oci $(BIN)
 
 run: need-run build ## a real pod on this machine, from image to clean-up
 	deploy/examples/run.sh $(BIN)
