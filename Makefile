@@ -28,7 +28,7 @@ build: need-build ## all binaries, into target/release
 	@$(MAKE) --no-print-directory static
 
 # The shim is resident once per pod, the command line is started anew for each command, and both enter foreign mount
-# namespaces: small and static. Each by a command of its own, because the shim needs fewer features of its libraries.
+# namespaces: static, the one small, the other quick, and each with no more features of its libraries than it needs.
 # They have their own target directory, so that nothing built later for the tests can replace them unseen.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static \
 	LIBSECCOMP_LIB_PATH=$$(dirname $$(gcc -print-file-name=libseccomp.a)) \

@@ -46,6 +46,7 @@ fn as_json(event: &Event) -> String {
     json!({
         "number": event.number, "atNs": event.at_ns, "kind": event.kind, "present": event.present,
         "pod": event.pod, "container": event.container, "id": event.id, "reason": event.reason,
+        "subject": event.subject,
     })
     .to_string()
 }
@@ -58,7 +59,7 @@ fn as_line(event: &Event) -> String {
     let time = format!("{hour:02}:{minute:02}:{:02}.{millis:03}Z", seconds.rem_euclid(60));
     let slash = if event.container.is_empty() { "" } else { " " };
     let subject = match event.pod.as_str() {
-        "" => "network".to_owned(),
+        "" => event.subject.clone(),
         pod => format!("{pod}{slash}{} ({})", event.container, console::short_id(&event.id)),
     };
     let there = if event.present { "is " } else { "" };
@@ -81,6 +82,7 @@ mod tests {
             container: "main".into(),
             id: "a".repeat(64),
             reason: String::new(),
+            subject: String::new(),
         };
         assert_eq!(as_line(&event), "22:13:21.234Z default/web main (aaaaaaaaaaaa) started");
         (event.kind, event.reason) = ("stopped".into(), "OOMKilled".into());
@@ -93,6 +95,7 @@ mod tests {
         assert_eq!(as_line(&event), "22:13:21.234Z default/web (aaaaaaaaaaaa) is ready");
         (event.kind, event.reason) = ("repaired".into(), "the table was missing".into());
         (event.present, event.pod, event.id) = (false, String::new(), String::new());
+        event.subject = "network".into();
         assert_eq!(as_line(&event), "22:13:21.234Z network repaired: the table was missing");
     }
 }

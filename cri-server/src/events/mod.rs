@@ -70,18 +70,16 @@ pub(crate) struct Note {
     /// Without gaps from the start of the daemon on.
     pub(crate) number: u64,
     pub(crate) at_ns: i64,
-    /// The word of a [`Kind`], or [`REPAIRED`].
+    /// The word of a [`Kind`], or of what happens to the node itself.
     pub(crate) kind: &'static str,
-    /// Empty when it is about the node's network.
+    /// Of the node: its "network", an "image"; empty when it is about a pod.
+    pub(crate) subject: &'static str,
     pub(crate) pod: String,
     /// `None` when it is about the sandbox.
     pub(crate) container: Option<String>,
-    /// What was repaired.
+    /// What was repaired, or which image and what of it.
     pub(crate) text: String,
 }
-
-/// What others took away from the node's network was put back.
-pub(crate) const REPAIRED: &str = "repaired";
 
 /// All that happens from some moment on.
 #[derive(Debug)]
@@ -90,13 +88,13 @@ pub(crate) struct Following {
     pub(crate) number: u64,
     pub(crate) events: broadcast::Receiver<Arc<Event>>,
     /// What is about no pod, and so is not for CRI.
-    pub(crate) repairs: broadcast::Receiver<Arc<Note>>,
+    pub(crate) notes: broadcast::Receiver<Arc<Note>>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Events {
     sender: broadcast::Sender<Arc<Event>>,
-    repairs: broadcast::Sender<Arc<Note>>,
+    notes: broadcast::Sender<Arc<Note>>,
     log: Mutex<Log>,
 }
 
@@ -118,9 +116,9 @@ struct Log {
 
 impl Default for Events {
     fn default() -> Self {
-        let (sender, repairs) =
+        let (sender, notes) =
             (broadcast::Sender::new(BEHIND_MAX), broadcast::Sender::new(BEHIND_MAX));
-        Self { sender, repairs, log: Mutex::default() }
+        Self { sender, notes, log: Mutex::default() }
     }
 }
 
@@ -133,8 +131,8 @@ impl Events {
     /// The same with what is about no pod, and the number of the last event before.
     pub(crate) fn follow(&self) -> Following {
         let log = self.log(); // nothing is sent meanwhile
-        let (events, repairs) = (self.sender.subscribe(), self.repairs.subscribe());
-        Following { number: log.number, events, repairs }
+        let (events, notes) = (self.sender.subscribe(), self.notes.subscribe());
+        Following { number: log.number, events, notes }
     }
 
     pub(crate) fn subscribers(&self) -> usize {
@@ -177,6 +175,7 @@ impl Events {
                 number: log.number,
                 at_ns: log.last_ns,
                 kind: kind.word(),
+                subject: "",
                 pod: sandbox.spec.metadata.pod(),
                 container: container.as_ref().map(|container| container.spec.name.clone()),
                 text: String::new(),
@@ -195,21 +194,31 @@ impl Events {
         }
     }
 
-    /// Tells that the node's network was repaired, and what.
+    /// Tells that what others took away from the node's network was put back, and what.
     pub(crate) fn repaired(&self, what: String) {
+        self.tell("network", "repaired", what);
+    }
+
+    /// Tells that the node is about to pull an image, has it, or could not get it.
+    pub(crate) fn image(&self, kind: &'static str, text: String) {
+        self.tell("image", kind, text);
+    }
+
+    fn tell(&self, subject: &'static str, kind: &'static str, text: String) {
         let mut log = self.log();
         log.number += 1;
         log.last_ns = clock::now_ns().max(log.last_ns + 1);
         let note = Note {
             number: log.number,
             at_ns: log.last_ns,
-            kind: REPAIRED,
+            kind,
+            subject,
             pod: String::new(),
             container: None,
-            text: what,
+            text,
         };
         log.remember(note.clone());
-        let _ = self.repairs.send(Arc::new(note)); // nobody listening is fine
+        let _ = self.notes.send(Arc::new(note)); // nobody listening is fine
     }
 
     fn log(&self) -> std::sync::MutexGuard<'_, Log> {

@@ -61,12 +61,13 @@ pub(super) fn wire(event: &Event) -> cri::ContainerEventResponse {
 /// What is there first, then events; the CRI stream must not have such a beginning, for the kubelet
 /// would take it for what happens.
 pub(super) fn watch(world: &World, dropped: IntCounter) -> Items<admin::Event> {
-    let (snapshot, Following { number, events, repairs }) = world.follow();
+    let (snapshot, Following { number, events, notes }) = world.follow();
     let present: Vec<_> = present(&snapshot, number).into_iter().map(Ok).collect();
-    let repairs = event_stream(repairs, dropped.clone(), |note: &Note| admin::Event {
+    let notes = event_stream(notes, dropped.clone(), |note: &Note| admin::Event {
         number: note.number,
         at_ns: note.at_ns,
         kind: note.kind.to_owned(),
+        subject: note.subject.to_owned(),
         reason: note.text.clone(),
         ..Default::default()
     });
@@ -82,8 +83,9 @@ pub(super) fn watch(world: &World, dropped: IntCounter) -> Items<admin::Event> {
             (Kind::Stopped, Some(container)) => to_proto::reason_of(container).to_owned(),
             _ => String::new(),
         },
+        subject: String::new(),
     });
-    Box::pin(futures::stream::iter(present).chain(futures::stream::select(later, repairs)))
+    Box::pin(futures::stream::iter(present).chain(futures::stream::select(later, notes)))
 }
 
 fn present(snapshot: &Snapshot, number: u64) -> Vec<admin::Event> {
@@ -98,7 +100,7 @@ fn present(snapshot: &Snapshot, number: u64) -> Vec<admin::Event> {
             pod: pod.clone(),
             container: String::new(),
             id: sandbox.id.to_string(),
-            reason: String::new(),
+            ..Default::default()
         });
         let members = snapshot.containers_of(&sandbox.id).filter(|it| it.phase.is_shown());
         all.extend(members.map(|container| admin::Event {
@@ -110,6 +112,7 @@ fn present(snapshot: &Snapshot, number: u64) -> Vec<admin::Event> {
             container: container.spec.name.clone(),
             id: container.id.to_string(),
             reason: to_proto::reason_of(container).to_owned(),
+            subject: String::new(),
         }));
     }
     all

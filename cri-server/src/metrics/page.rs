@@ -65,6 +65,7 @@ fn view(ctx: &Ctx) -> Value {
     let events: Vec<_> = ctx.world.events().recent().iter().rev().map(|note| {
         json!({
             "number": note.number, "at": note.at_ns / 1_000_000, "kind": note.kind, "pod": note.pod,
+            "subject": note.subject,
             "container": note.container, "text": note.text,
         })
     })

@@ -7,6 +7,7 @@ use std::time::Duration;
 use e2e::registry::Form;
 use e2e::{Node, Options, Registry, RegistryAuth, container, image, layer::Layer, pod};
 use k8s_cri::v1 as cri;
+use proto::admin::v1 as admin;
 use serde_json::json;
 use tonic::{Code, Status};
 
@@ -124,6 +125,27 @@ async fn pulls_of_one_image_at_the_same_time_are_one() {
     let pulls = (0..8).map(|_| pull(&node, "nginx:1", None));
     for id in futures::future::join_all(pulls).await {
         assert_eq!(id.unwrap(), image::nginx().id());
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_pull_is_told_as_events() {
+    let (node, registry) = node_with_registry(RegistryAuth::Anonymous).await;
+    registry.push(&image::busybox(), "library/busybox", "1", Form::Oci);
+    let events = node.cri.admin.clone().watch_events(admin::WatchEventsRequest {}).await;
+    let mut events = events.unwrap().into_inner();
+    let id = pull(&node, "busybox:1", None).await.unwrap();
+    pull(&node, "busybox:absent", None).await.unwrap_err();
+    for (kind, said) in [
+        ("pulling", "busybox:1"),
+        ("pulled", &format!("busybox:1 is {id}, after ")),
+        ("pulling", "busybox:absent"),
+        ("not pulled", "busybox:absent: "),
+    ] {
+        let event = events.message().await.unwrap().unwrap();
+        assert_eq!((&*event.subject, &*event.kind), ("image", kind));
+        assert!(event.reason.starts_with(said), "{event:?}");
     }
     node.finish().await;
 }
