@@ -24,14 +24,7 @@ use clap::Parser;
 use crate::cli::{Cli, Command};
 use crate::error::Error;
 
-/// Commands that go into a container.
-const ENTERING: [&str; 3] = ["create", "run", "exec"];
-
 fn main() -> ExitCode {
-    // As early as can be: what was done before is done again. A failure is told below.
-    if std::env::args_os().any(|word| ENTERING.iter().any(|it| word == *it)) {
-        let _ = sealed::ensure();
-    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -52,7 +45,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<u8, Error> {
     log::debug(cli, || format!("{:?} under {}", cli.command, cli.root.display()));
     if matches!(cli.command, Command::Create(_) | Command::Run(_) | Command::Exec(_)) {
-        sealed::ensure()?;
+        sealed::check()?;
     }
     match &cli.command {
         Command::Spec(args) => spec::write(args).map(|()| 0),
