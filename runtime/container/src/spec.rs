@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -20,6 +20,23 @@ pub struct Spec {
     pub hooks: Option<Hooks>,
     pub annotations: Option<BTreeMap<String, String>>,
     pub linux: Option<Linux>,
+}
+
+/// A part as it is written, for whoever reads that part.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(transparent)]
+pub struct Raw(Box<RawValue>);
+
+impl Raw {
+    pub fn text(&self) -> &str {
+        self.0.get()
+    }
+}
+
+impl PartialEq for Raw {
+    fn eq(&self, other: &Self) -> bool {
+        self.text() == other.text()
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -165,7 +182,7 @@ pub struct Linux {
     pub masked_paths: Option<Vec<PathBuf>>,
     pub readonly_paths: Option<Vec<PathBuf>>,
     pub sysctl: Option<BTreeMap<String, String>>,
-    pub seccomp: Option<Value>,
+    pub seccomp: Option<Raw>,
     pub mount_label: Option<String>,
     pub time_offsets: Option<BTreeMap<String, TimeOffset>>,
     pub intel_rdt: Option<IntelRdt>,

@@ -24,16 +24,14 @@ use crate::state::{self, Record, Status};
 use crate::{bundle, end, log, scope, seccomp, terminal};
 
 pub(crate) fn create(cli: &Cli, args: &CreateArgs) -> Result<(), Error> {
-    let (_, master) = make(cli, args, Console::Socket, &Hierarchies::detect()?)?;
-    drop(master);
-    Ok(())
+    make(cli, args, Console::Socket, Go::ByStart, &Hierarchies::detect()?).map(drop)
 }
 
 pub(crate) fn start(cli: &Cli, id: &str) -> Result<(), Error> {
     let record = state::load(cli, id)?;
     let node = Hierarchies::detect()?;
     match record.status(cli, &node) {
-        Status::Created => go(cli, &record),
+        Status::Created => go(cli, &record, knock(cli, &record)?.as_fd()),
         other => Err(Error::WrongState { verb: "start", id: id.to_owned(), status: other.word() }),
     }
 }
@@ -44,8 +42,8 @@ pub(crate) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     let socket = args.detach || args.create.console_socket.is_some();
     let console = if socket { Console::Socket } else { Console::Here };
     let node = Hierarchies::detect()?;
-    let (record, master) = make(cli, &args.create, console, &node)?;
-    let started = go(cli, &record);
+    let Made { record, master, channel } = make(cli, &args.create, console, Go::ByUs, &node)?;
+    let started = go(cli, &record, channel.as_fd());
     if args.detach && started.is_ok() {
         return Ok(0);
     }
@@ -65,13 +63,31 @@ pub(crate) enum Console {
     Here,
 }
 
+/// Who lets the waiting init go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Go {
+    /// A later `start`, which finds it by a socket.
+    ByStart,
+    /// This process, which holds the other end of its channel.
+    ByUs,
+}
+
+/// A container whose init waits.
+struct Made {
+    record: Record,
+    /// The terminal, when this process attends to it.
+    master: Option<OwnedFd>,
+    channel: OwnedFd,
+}
+
 /// Makes everything up to the waiting init; on failure nothing is left.
 fn make(
     cli: &Cli,
     args: &CreateArgs,
     console: Console,
+    go: Go,
     node: &Hierarchies,
-) -> Result<(Record, Option<OwnedFd>), Error> {
+) -> Result<Made, Error> {
     if args.no_pivot {
         return Err(Error::Unsupported("--no-pivot: the root is always pivoted into"));
     }
@@ -89,9 +105,10 @@ fn make(
         }
         other => other.map_err(Error::file("make", &dir))?,
     }
-    let order = Order { cli, args, spec: &spec, bundle: &bundle, rootfs, dir: &dir, console, node };
+    let (spec, bundle, dir) = (&spec, &*bundle, &*dir);
+    let order = Order { cli, args, spec, bundle, rootfs, dir, console, go, node };
     order.make().inspect_err(|_| {
-        let _ = fs::remove_dir_all(&dir); // what failed is the message; this is only tidiness
+        let _ = fs::remove_dir_all(dir); // what failed is the message; this is only tidiness
     })
 }
 
@@ -103,11 +120,12 @@ struct Order<'a> {
     rootfs: PathBuf,
     dir: &'a Path,
     console: Console,
+    go: Go,
     node: &'a Hierarchies,
 }
 
 impl Order<'_> {
-    fn make(&self) -> Result<(Record, Option<OwnedFd>), Error> {
+    fn make(&self) -> Result<Made, Error> {
         let seccomp = seccomp::compile(self.cli, self.spec, self.dir)?;
         let facts = Facts {
             id: self.args.id.clone(),
@@ -134,12 +152,12 @@ impl Order<'_> {
         let scope = unit.as_ref().map(|unit| scope::start(unit, &plan.resources, node));
         let scope = scope.transpose().inspect_err(undo)?;
         let made = self.make_init(&plan, seccomp.as_ref().map(|(_, loaded)| loaded));
-        let (pid, master) = made.inspect_err(undo)?;
+        let (pid, master, channel) = made.inspect_err(undo)?;
         drop(scope); // the container holds it now
         let mut record = self.record(&plan, pid, seccomp.map(|(kept, _)| kept));
         record.scope = unit.as_ref().map(|unit| unit.scope.clone());
         let finished = record.save(self.dir).and_then(|()| self.hand_over(pid, master));
-        finished.map(|master| (record, master)).inspect_err(undo)
+        finished.map(|master| Made { record, master, channel }).inspect_err(undo)
     }
 
     /// Creates, by a fork where this process would lose its own namespaces by it, and listens until init waits.
@@ -147,8 +165,9 @@ impl Order<'_> {
         &self,
         plan: &Plan,
         seccomp: Option<&Seccomp>,
-    ) -> Result<(i32, Option<OwnedFd>), Error> {
-        let listener = listen_at(self.dir)?;
+    ) -> Result<(i32, Option<OwnedFd>, OwnedFd), Error> {
+        let listener = (self.go == Go::ByStart).then(|| listen_at(self.dir)).transpose()?;
+        let listener = listener.as_ref().map(AsFd::as_fd);
         let (ours, theirs) = channel_pair()?;
         let stdio = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
         let creation = Creation {
@@ -165,7 +184,7 @@ impl Order<'_> {
             shm: None,
             trees: &[],
             channel: theirs.as_fd(),
-            start: Start::Listener(listener.as_fd()),
+            start: listener.map_or(Start::Channel, Start::Listener),
             sibling: false,
             extras: Extras {
                 preserve_fds: self.args.preserve_fds,
@@ -174,18 +193,17 @@ impl Order<'_> {
         };
         // The connection to systemd may have threads, of which only a fork is free.
         if creation.spares_its_creator() && !self.cli.systemd_cgroup {
-            close_all_except(&kept(
-                self.args.preserve_fds,
-                &[ours.as_fd(), theirs.as_fd(), listener.as_fd()],
-            ));
+            let own = [ours.as_fd(), theirs.as_fd()].into_iter().chain(listener);
+            close_all_except(&kept(self.args.preserve_fds, own));
             container::create(&creation)?;
         } else {
-            let keep = kept(self.args.preserve_fds, &[theirs.as_fd(), listener.as_fd()]);
+            let keep = kept(self.args.preserve_fds, [theirs.as_fd()].into_iter().chain(listener));
             let creation = Creation { sibling: true, ..creation };
             fork(|| run_creator(&creation, &keep)).map_err(Error::system("fork"))?;
         }
-        drop((theirs, listener));
-        listen_until_ready(self.cli, ours.as_fd())
+        drop(theirs);
+        let (pid, master) = listen_until_ready(self.cli, ours.as_fd())?;
+        Ok((pid, master, ours))
     }
 
     fn record(&self, plan: &Plan, pid: i32, seccomp: Option<seccomp::Kept>) -> Record {
@@ -255,9 +273,9 @@ fn run_creator(creation: &Creation<'_>, keep: &[i32]) -> i32 {
 }
 
 /// The numbers of stdio, of what is preserved for the program, and of our own.
-pub(crate) fn kept(preserve: u32, ours: &[BorrowedFd<'_>]) -> Vec<i32> {
+pub(crate) fn kept<'a>(preserve: u32, ours: impl IntoIterator<Item = BorrowedFd<'a>>) -> Vec<i32> {
     let first = 3 + i32::try_from(preserve).unwrap_or(0);
-    (0..first).chain(ours.iter().map(AsRawFd::as_raw_fd)).collect()
+    (0..first).chain(ours.into_iter().map(|fd| fd.as_raw_fd())).collect()
 }
 
 /// Our end and the new process' end of a report channel.
@@ -300,26 +318,31 @@ fn listen_at(dir: &Path) -> Result<OwnedFd, Error> {
     Ok(socket)
 }
 
+/// The channel to the init that waits for a start. It takes one caller, ever: from here on nobody else starts it.
+fn knock(cli: &Cli, record: &Record) -> Result<OwnedFd, Error> {
+    let dir = state::dir(cli, &record.id)?;
+    let socket = seqpacket()?;
+    let (address, _dir) = address(&dir)?;
+    connect(&socket, &address).map_err(Error::system("connect to the waiting init"))?;
+    let path = dir.join("start.sock");
+    fs::remove_file(&path).map_err(Error::file("remove", &path))?;
+    Ok(socket)
+}
+
 /// Lets the waiting init go; returns when it has become the program, or with the reason why not.
 /// Then the poststart hooks run; when one fails, the container is ended.
-fn go(cli: &Cli, record: &Record) -> Result<(), Error> {
-    tell(cli, record)?;
+fn go(cli: &Cli, record: &Record, channel: BorrowedFd<'_>) -> Result<(), Error> {
+    tell(cli, record, channel)?;
     record.hooks.run(Moment::Poststart, record.pid, &record.bundle).inspect_err(|_| {
         let _ = signal(record.pid, libc::SIGKILL); // has ended already: just as well
     })?;
     Ok(())
 }
 
-fn tell(cli: &Cli, record: &Record) -> Result<(), Error> {
-    let dir = state::dir(cli, &record.id)?;
-    let socket = seqpacket()?;
-    let (address, _dir) = address(&dir)?;
-    connect(&socket, &address).map_err(Error::system("connect to the waiting init"))?;
-    channel::say_start(socket.as_fd()).map_err(Error::system("tell init to start"))?;
-    let path = dir.join("start.sock");
-    fs::remove_file(&path).map_err(Error::file("remove", &path))?;
+fn tell(cli: &Cli, record: &Record, channel: BorrowedFd<'_>) -> Result<(), Error> {
+    channel::say_start(channel).map_err(Error::system("tell init to start"))?;
     loop {
-        match channel::listen(socket.as_fd()).map_err(Error::system("listen to init"))? {
+        match channel::listen(channel).map_err(Error::system("listen to init"))? {
             Report::Closed => return Ok(()),
             Report::Failed(error) => return Err(error.into()),
             Report::Clamped(text) => log::warn(cli, &text),

@@ -52,7 +52,7 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
         sibling: true,
         preserve_fds: args.preserve_fds,
     };
-    let keep = kept(args.preserve_fds, &[theirs.as_fd()]);
+    let keep = kept(args.preserve_fds, [theirs.as_fd()]);
     fork(|| run_creator(&entry, &keep)).map_err(Error::system("fork"))?;
     drop(theirs);
     let (mut pid, mut master) = (0, None);

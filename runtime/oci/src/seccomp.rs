@@ -15,6 +15,8 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use ::seccomp::Program;
+
 use crate::cli::Cli;
 use crate::error::Error;
 use crate::state::{Record, Status};
@@ -43,16 +45,26 @@ pub(crate) fn compile(
     let Some(profile) = spec.linux.as_ref().and_then(|l| l.seccomp.as_ref()) else {
         return Ok(None);
     };
-    let profile: LinuxSeccomp = serde_json::from_value(profile.clone())
-        .map_err(|e| Error::Seccomp(format!("linux.seccomp: {e}")))?;
-    let listener = listener(&profile)?;
+    let text = profile.text();
     // A container's id does not begin with a dot, so this is none.
     let store = seccomp::Compiler::open(cli.root.join(".seccomp"))?;
-    let compiled = store.spec(&profile)?;
+    let (code, file, flags, listener) = match store.known(text) {
+        Some((code, file)) => (code, file, 0, None),
+        None => {
+            let profile: LinuxSeccomp = serde_json::from_str(text)
+                .map_err(|e| Error::Seccomp(format!("linux.seccomp: {e}")))?;
+            let listener = listener(&profile)?;
+            let (Program { code, flags }, file) = store.spec(&profile)?;
+            if flags == 0 && listener.is_none() {
+                store.know(text, &file)?;
+            }
+            (code, file, flags, listener)
+        }
+    };
+    // A name of the container's own, under which it stays whatever becomes of the store.
     let program = dir.join("seccomp.bpf");
-    fs::write(&program, &compiled.code).map_err(Error::file("write", &program))?;
-    let kept = Kept { program, flags: compiled.flags, listener };
-    Ok(Some((kept, Seccomp { program: compiled.code, flags: compiled.flags })))
+    fs::hard_link(&file, &program).map_err(Error::file("link", &program))?;
+    Ok(Some((Kept { program, flags, listener }, Seccomp { program: code, flags })))
 }
 
 /// Checks that notifications reach somebody and do not stop the start itself.

@@ -152,17 +152,39 @@ impl Compiler {
         }))
     }
 
-    /// The program of an OCI `linux.seccomp` object, from the directory when it is there: what a
-    /// command that starts one container needs, to which memory is of no use.
+    /// The program of an OCI `linux.seccomp` object and its file: what a command that starts one
+    /// container needs, to which memory is of no use.
     ///
     /// # Errors
     /// [`Error::Spec`] names the rule; [`Error::Store`] when the directory fails.
-    pub fn spec(&self, spec: &LinuxSeccomp) -> Result<Program, Error> {
+    pub fn spec(&self, spec: &LinuxSeccomp) -> Result<(Program, PathBuf), Error> {
         let wrap = |source| Error::Spec { source };
         let (filter, flags) = spec::filter(spec, Machine::here()).map_err(wrap)?;
-        let kept = self.keep(&filter, wrap)?;
-        let failed = |source| self.failed("read a program", &kept.path, source);
-        Ok(Program { code: fs::read(&kept.path).map_err(failed)?, flags })
+        let Kept { path, .. } = self.keep(&filter, wrap)?;
+        let failed = |source| self.failed("read a program", &path, source);
+        Ok((Program { code: fs::read(&path).map_err(failed)?, flags }, path))
+    }
+
+    /// The program that [`Compiler::know`] was told of for this text, and its file: without reading the text,
+    /// which takes longer than all the rest.
+    pub fn known(&self, text: &str) -> Option<(Vec<u8>, PathBuf)> {
+        let (Kept { path, .. }, code) = self.whole(&self.link_of(text))?;
+        Some((code, path))
+    }
+
+    /// Notes that the text of an OCI `linux.seccomp` object gave the program in this file, without flags.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when the directory fails.
+    pub fn know(&self, text: &str, program: &Path) -> Result<(), Error> {
+        let Some(name) = program.file_name() else { return Ok(()) };
+        self.replace("link a program", &self.link_of(text), |temporary| symlink(name, temporary))
+    }
+
+    /// Where the program of a text or of a filter's form is found.
+    fn link_of(&self, made_from: &str) -> PathBuf {
+        let whole = format!("{REVISION} {} {made_from}", library_version());
+        self.dir.join(hex(&Sha256::digest(whole)))
     }
 
     fn keep(
@@ -170,10 +192,9 @@ impl Compiler {
         filter: &Filter,
         wrap: impl FnOnce(CompileError) -> Error,
     ) -> Result<Kept, Error> {
-        let made_from = format!("{REVISION} {} {filter:?}", library_version());
-        let link = self.dir.join(hex(&Sha256::digest(made_from)));
+        let link = self.link_of(&format!("{filter:?}"));
         let _compiling = lock(&self.compiling);
-        if let Some(kept) = self.whole(&link) {
+        if let Some((kept, _)) = self.whole(&link) {
             return Ok(kept);
         }
         let code = compile(filter, Machine::here()).map_err(wrap)?;
@@ -189,7 +210,7 @@ impl Compiler {
     }
 
     /// The program a link leads to, when its content is what its name says.
-    fn whole(&self, link: &Path) -> Option<Kept> {
+    fn whole(&self, link: &Path) -> Option<(Kept, Vec<u8>)> {
         let name = fs::read_link(link).ok()?;
         let name = name.to_str()?;
         let digest = name.strip_suffix(".bpf")?;
@@ -198,10 +219,10 @@ impl Compiler {
         }
         let path = self.dir.join(name);
         let largest = (MOST_INSTRUCTIONS * INSTRUCTION) as u64;
-        let mut code = Vec::new();
+        let mut code = Vec::with_capacity(16 << 10); // mostly more than enough
         File::open(&path).ok()?.take(largest + 1).read_to_end(&mut code).ok()?;
         let size = code.len() as u64;
-        (hex(&Sha256::digest(&code)) == digest).then_some(Kept { path, size })
+        (hex(&Sha256::digest(&code)) == digest).then_some((Kept { path, size }, code))
     }
 
     /// Makes a file under a name of its own and puts it in place at once, for readers of any time.

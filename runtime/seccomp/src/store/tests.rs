@@ -142,6 +142,20 @@ fn an_oci_spec_gives_the_same_program_from_the_store_as_without() {
     .unwrap();
     let direct = crate::compile(&spec).unwrap();
     assert_eq!(direct.flags, 2 | 8);
-    assert_eq!(compiler.spec(&spec).unwrap(), direct);
-    assert_eq!(compiler.spec(&spec).unwrap(), direct);
+    let (first, path) = compiler.spec(&spec).unwrap();
+    assert_eq!((&first, fs::read(&path).unwrap()), (&direct, direct.code.clone()));
+    assert_eq!(compiler.spec(&spec).unwrap(), (first, path));
+}
+
+#[test]
+fn a_text_is_known_once_told_and_as_long_as_its_program_is_whole() {
+    let (_dir, compiler) = compiler();
+    let text = r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#;
+    assert_eq!(compiler.known(text), None);
+    let (program, path) = compiler.spec(&serde_json::from_str(text).unwrap()).unwrap();
+    compiler.know(text, &path).unwrap();
+    assert_eq!(compiler.known(text), Some((program.code, path.clone())));
+    assert_eq!(compiler.known(&format!("{text} ")), None, "another text");
+    fs::write(&path, "torn").unwrap();
+    assert_eq!(compiler.known(text), None, "a program that is not what its name says");
 }
