@@ -1,19 +1,13 @@
-//! The bundle that everybody runs: `/bin/true` of a static busybox under a filter of RuntimeDefault's size.
+//! The bundle that everybody runs: what `spec` writes, with `/bin/true` of a static busybox and the RuntimeDefault
+//! profile in it.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use libseccomp::ScmpSyscall;
 use serde_json::{Value, json};
 
-/// What RuntimeDefault profiles refuse on x86_64, by number; everything else up to the newest call is allowed by
-/// name, which makes a list as long as theirs. Theirs are for the three architectures of such a machine, too.
-const REFUSED: [i32; 20] = [
-    101, 103, 134, 155, 156, 161, 163, 164, 165, 166, 167, 168, 169, 175, 176, 246, 272, 304, 308,
-    321,
-];
-const NEWEST: i32 = 450;
-
+/// What containers have that ask for none.
 const CAPABILITIES: [&str; 14] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -31,98 +25,65 @@ const CAPABILITIES: [&str; 14] = [
     "CAP_AUDIT_WRITE",
 ];
 
-pub(crate) const MASKED: [&str; 7] = [
-    "/proc/acpi",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/scsi",
-    "/sys/firmware",
-];
-pub(crate) const READ_ONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 #[derive(Debug)]
 pub(crate) struct Bundle {
     pub(crate) dir: PathBuf,
-    /// The filter, compiled: what the shim and the floor load.
+    /// The profile, compiled: what the shim and the floor load.
     pub(crate) filter: Vec<u8>,
     pub(crate) filter_path: PathBuf,
+    config: Value,
 }
 
 impl Bundle {
-    pub(crate) fn make(scratch: &Path) -> Self {
+    pub(crate) fn make(scratch: &Path, oci: &Path) -> Self {
         let dir = scratch.join("bundle");
+        // Mount points as images have them.
         for sub in ["bin", "proc", "dev", "sys", "etc"] {
             std::fs::create_dir_all(dir.join("rootfs").join(sub)).unwrap();
         }
         std::fs::copy("/bin/busybox", dir.join("rootfs/bin/busybox")).unwrap();
         symlink("busybox", dir.join("rootfs/bin/true")).unwrap();
-        std::fs::write(dir.join("config.json"), config(None).to_string()).unwrap();
+        let status = Command::new(oci).arg("spec").current_dir(&dir).status().unwrap();
+        assert!(status.success(), "{} spec: {status}", oci.display());
+        let file = dir.join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        config["ociVersion"] = json!("1.0.2"); // older peers take no newer one
+        config["process"]["terminal"] = json!(false);
+        config["process"]["args"] = json!(["/bin/true"]);
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = json!(CAPABILITIES);
+        }
         let compiler = seccomp::Compiler::open(scratch.join("seccomp")).unwrap();
-        let filter_path =
-            compiler.program(seccomp::Profile::RuntimeDefault, &CAPABILITIES).unwrap();
+        let profile = seccomp::Profile::RuntimeDefault;
+        let filter_path = compiler.program(profile, &CAPABILITIES).unwrap();
         let filter = std::fs::read(&filter_path).unwrap();
-        Self { dir, filter, filter_path }
+        let mut whole = config.clone();
+        whole["linux"]["seccomp"] = compiler.document(profile, &CAPABILITIES).unwrap();
+        std::fs::write(file, whole.to_string()).unwrap();
+        Self { dir, filter, filter_path, config }
     }
-}
 
-/// With a pod, its namespaces are joined, the cgroup is in the pod's, and the filter comes compiled.
-pub(crate) fn config(pod: Option<(i32, &str)>) -> Value {
-    let secure = ["nosuid", "noexec", "nodev"];
-    let namespaces = match pod {
-        None => {
-            json!([{ "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" },
-                { "type": "mount" }])
-        }
-        Some((pause, _)) => json!([{ "type": "pid" }, { "type": "mount" },
-            { "type": "ipc", "path": format!("/proc/{pause}/ns/ipc") },
-            { "type": "uts", "path": format!("/proc/{pause}/ns/uts") }]),
-    };
-    let mut config = json!({
-        "ociVersion": "1.0.2",
-        "process": {
-            "user": { "uid": 0, "gid": 0 }, "args": ["/bin/true"], "env": ["PATH=/bin"], "cwd": "/",
-            "capabilities": { "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES },
-            "noNewPrivileges": true
-        },
-        "root": { "path": "rootfs", "readonly": true },
-        "mounts": [
-            { "destination": "/proc", "type": "proc", "source": "proc", "options": secure },
-            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-              "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] },
-            { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
-              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
-            { "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-              "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"] },
-            { "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": secure },
-            { "destination": "/sys", "type": "sysfs", "source": "sysfs",
-              "options": ["nosuid", "noexec", "nodev", "ro"] }
-        ],
-        "linux": {
-            "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
-            "namespaces": namespaces,
-            "maskedPaths": MASKED, "readonlyPaths": READ_ONLY
-        }
-    });
-    match pod {
-        None => config["linux"]["seccomp"] = profile(),
-        Some((_, group)) => config["linux"]["cgroupsPath"] = json!(group),
+    /// The paths of a list of `linux`.
+    pub(crate) fn paths(&self, list: &str) -> impl Iterator<Item = &Path> {
+        let list = self.config["linux"][list].as_array().into_iter().flatten();
+        list.filter_map(Value::as_str).map(Path::new)
     }
-    config
+
+    /// In a pod: its namespaces are joined, the cgroup is in the pod's, and the filter comes compiled.
+    pub(crate) fn in_pod(&self, pause: i32, group: &str, args: &[&str]) -> Value {
+        let mut config = self.config.clone();
+        let joined = |kind: &str, file: &str| json!({ "type": kind, "path": format!("/proc/{pause}/ns/{file}") });
+        config["linux"]["namespaces"] = json!([{ "type": "pid" }, { "type": "mount" },
+            joined("network", "net"), joined("ipc", "ipc"), joined("uts", "uts")]);
+        config["linux"]["cgroupsPath"] = json!(group);
+        config["process"]["args"] = json!(args);
+        if let Some(config) = config.as_object_mut() {
+            config.remove("hostname"); // the pod has it
+        }
+        config
+    }
 }
 
 pub(crate) fn capability_names() -> [&'static str; 14] {
     CAPABILITIES
-}
-
-fn profile() -> Value {
-    let numbers = (0..NEWEST).filter(|n| !REFUSED.contains(n));
-    let names: Vec<String> = numbers.filter_map(|n| ScmpSyscall::from(n).get_name().ok()).collect();
-    json!({
-        "defaultAction": "SCMP_ACT_ERRNO",
-        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
-        "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }]
-    })
 }

@@ -16,27 +16,36 @@ use rustix::mount::{
 };
 use rustix::process::{WaitOptions, chdir, pivot_root, waitpid};
 
-use crate::bundle::{Bundle, MASKED, READ_ONLY, capability_names};
+use crate::bundle::{Bundle, capability_names};
 
 const NEW_NAMESPACES: i32 =
     libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
+/// Whose network the process is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Network {
+    Own,
+    /// That of the pod, which is there: nothing to make.
+    Joined,
+}
+
 /// One life, from the first directory of its cgroup to the last.
-pub(crate) fn run(bundle: &Bundle, number: usize) -> Duration {
+pub(crate) fn run(bundle: &Bundle, number: usize, network: Network) -> Duration {
     let node = cgroup::Hierarchies::detect().unwrap();
     let group = format!("/lapstrake-floor-{}-{number}", std::process::id());
     let dirs = node.dirs(&group);
     let (root, filter) = (bundle.dir.join("rootfs"), &bundle.filter);
-    let masked = existing(&MASKED);
-    let read_only = existing(&READ_ONLY);
+    let masked = existing(bundle.paths("maskedPaths"));
+    let read_only = existing(bundle.paths("readonlyPaths"));
+    let own_network = if network == Network::Own { libc::CLONE_NEWNET } else { 0 };
     let begun = Instant::now();
     let (tasks, born) = make_groups(&dirs);
     let args = CloneArgs {
-        namespaces: NEW_NAMESPACES as u64,
+        namespaces: (NEW_NAMESPACES | own_network) as u64,
         sibling: false,
         cgroup: born.as_ref().map(std::os::fd::AsRawFd::as_raw_fd),
     };
-    let pid = clone(args, || init(&root, filter, &tasks, (&masked, &read_only))).unwrap();
+    let pid = clone(args, || init(&root, filter, &dirs, &tasks, (&masked, &read_only))).unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
     drop((tasks, born));
@@ -47,9 +56,10 @@ pub(crate) fn run(bundle: &Bundle, number: usize) -> Duration {
 }
 
 /// Those that this kernel has, and whether they are directories.
-fn existing(paths: &[&'static str]) -> Vec<(&'static str, bool)> {
-    let there = paths.iter().filter(|p| Path::new(p).exists());
-    there.map(|p| (*p, Path::new(p).is_dir())).collect()
+fn existing<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<(&'a Path, bool)> {
+    // As seen from the root that they are to be changed in.
+    let relative = |path: &'a Path| path.strip_prefix("/").unwrap_or(path);
+    paths.filter(|p| p.exists()).map(|p| (relative(p), p.is_dir())).collect()
 }
 
 /// v1 `tasks` files to join, and the v2 directory to be born in.
@@ -88,11 +98,12 @@ fn make_groups(dirs: &[PathBuf]) -> (Vec<File>, Option<OwnedFd>) {
     (tasks, born)
 }
 
-type Paths<'a> = &'a [(&'static str, bool)];
+type Paths<'a> = &'a [(&'a Path, bool)];
 
 fn init(
     root: &Path,
     filter: &[u8],
+    groups: &[PathBuf],
     tasks: &[File],
     (masked, read_only): (Paths<'_>, Paths<'_>),
 ) -> i32 {
@@ -105,20 +116,19 @@ fn init(
     mount_bind(root, root).unwrap();
     chdir(root).unwrap();
     file_systems();
+    own_groups(groups);
     devices();
     let secure = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     for (path, is_dir) in masked {
-        let path = path.trim_start_matches('/');
         if *is_dir {
-            mount("tmpfs", path, "tmpfs", secure | MountFlags::RDONLY, None).unwrap();
+            mount("tmpfs", *path, "tmpfs", secure | MountFlags::RDONLY, None).unwrap();
         } else {
-            mount_bind("dev/null", path).unwrap();
+            mount_bind("dev/null", *path).unwrap();
         }
     }
     for (path, _) in read_only {
-        let path = path.trim_start_matches('/');
-        mount_bind(path, path).unwrap();
-        mount_remount(path, MountFlags::BIND | secure | MountFlags::RDONLY, "").unwrap();
+        mount_bind(*path, *path).unwrap();
+        mount_remount(*path, MountFlags::BIND | secure | MountFlags::RDONLY, "").unwrap();
     }
     pivot_root(".", ".").unwrap();
     unmount(".", UnmountFlags::DETACH).unwrap();
@@ -143,6 +153,24 @@ fn file_systems() {
     mount("shm", "dev/shm", "tmpfs", secure, c"mode=1777,size=65536k").unwrap();
     mount("mqueue", "dev/mqueue", "mqueue", secure, None).unwrap();
     mount("sysfs", "sys", "sysfs", secure | MountFlags::RDONLY, None).unwrap();
+}
+
+/// v1: a small tmpfs with the process' own group of each hierarchy; v2: the tree.
+fn own_groups(groups: &[PathBuf]) {
+    const PLACE: &str = "sys/fs/cgroup";
+    let secure = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    if groups.len() == 1 {
+        return mount("cgroup2", PLACE, "cgroup2", secure | MountFlags::RDONLY, None).unwrap();
+    }
+    mount("tmpfs", PLACE, "tmpfs", secure, c"mode=755").unwrap();
+    for group in groups {
+        let hierarchy = group.parent().and_then(Path::file_name).unwrap();
+        let place = Path::new(PLACE).join(hierarchy);
+        mkdirat(CWD, &place, Mode::from_raw_mode(0o755)).unwrap();
+        mount_bind(group, &place).unwrap();
+        mount_remount(&place, MountFlags::BIND | secure | MountFlags::RDONLY, "").unwrap();
+    }
+    mount_remount(PLACE, MountFlags::BIND | secure | MountFlags::RDONLY, "").unwrap();
 }
 
 fn devices() {

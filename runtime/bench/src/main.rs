@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bundle::Bundle;
+use floor::Network;
 use peer::Peer;
 
 /// Rounds of each contender, in blocks by turns, so that a busy moment of the machine hits all of them.
@@ -33,9 +34,9 @@ fn main() {
     // In memory for everybody, as /run is on a node: what a disk's file system makes of many short-lived files (ext4
     // without a journal searches long for an inode that was not free lately) is not what is measured.
     let dir = tempfile::Builder::new().prefix("lapstrake-bench-").tempdir_in("/dev/shm").unwrap();
-    let bundle = Bundle::make(dir.path());
-    let mut peers = Vec::new();
     let ours = bin.join("lapstrake-oci").display().to_string();
+    let bundle = Bundle::make(dir.path(), Path::new(&ours));
+    let mut peers = Vec::new();
     for (name, default, variable) in [
         ("lapstrake-oci", &*ours, "OURS"),
         ("runc", "/usr/sbin/runc", "PEER_RUNC"),
@@ -51,6 +52,17 @@ fn main() {
         }
     }
     let mut pod = shim::Pod::start(dir.path(), &bundle, &bin.join("lapstrake-shim"));
+    // For a profiler: one of them alone, as often as is said.
+    if let [_, name, rounds] = args.as_slice() {
+        let rounds: usize = rounds.parse().unwrap();
+        let mut times: Vec<_> = match name.as_str() {
+            "floor" => (0..rounds).map(|n| floor::run(&bundle, n, Network::Own)).collect(),
+            _ => (0..rounds).map(|_| pod.run()).collect(),
+        };
+        times.sort();
+        println!("{name}: p50 {:?}, p25 {:?}", times[rounds / 2], times[rounds / 4]);
+        return pod.end();
+    }
     let mut times: BTreeMap<String, Vec<Duration>> = BTreeMap::new();
     for block in 0..=BLOCKS {
         // The first block is not counted.
@@ -59,7 +71,12 @@ fn main() {
                 times.entry(name.to_owned()).or_default().extend(some);
             }
         };
-        keep("floor", (0..PER_BLOCK).map(|n| floor::run(&bundle, block * PER_BLOCK + n)).collect());
+        let floor = |network: Network| {
+            let number = |n: usize| block * PER_BLOCK + n;
+            (0..PER_BLOCK).map(|n| floor::run(&bundle, number(n), network)).collect()
+        };
+        keep("floor", floor(Network::Own));
+        keep("floor in a pod", floor(Network::Joined));
         keep("shim", (0..PER_BLOCK).map(|_| pod.run()).collect());
         for peer in &peers {
             keep(&peer.name, peer.run(&bundle, &format!("b{block}"), PER_BLOCK));
@@ -99,7 +116,7 @@ fn table(peers: &[Peer], times: &mut BTreeMap<String, Vec<Duration>>) {
         ratio("lapstrake-oci / crun", ours, crun, 1.0 / 4.0);
         ratio("shim's own path / crun", "shim", crun, 1.0 / 8.0);
     }
-    ratio("shim's own path / floor", "shim", "floor", 2.0);
+    ratio("shim's own path / floor in a pod", "shim", "floor in a pod", 2.0);
     ratio("lapstrake-oci / floor", ours, "floor", 4.0);
 }
 

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use runtime::{CreateContainer, CreateSandbox, ExecSync, Rootfs, Shim, ShimCgroup, Shims};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
-use crate::bundle::{Bundle, config};
+use crate::bundle::Bundle;
 
 const ID: &str = "bench-pod";
 const EXECS: usize = 100;
@@ -17,21 +17,21 @@ const RSS_SLACK_KIB: u64 = 16;
 /// An exec'd process that leaves nothing behind.
 const LIMIT: Option<Duration> = Some(Duration::from_secs(20));
 
-pub(crate) struct Pod {
+pub(crate) struct Pod<'a> {
     tokio: Runtime,
     shims: Shims,
     shim: Shim,
     dir: PathBuf,
-    bundle: PathBuf,
-    filter: PathBuf,
+    bundle: &'a Bundle,
     group: String,
     pause: i32,
     count: usize,
 }
 
-impl Pod {
-    pub(crate) fn start(scratch: &Path, bundle: &Bundle, binary: &Path) -> Self {
-        let tokio = Runtime::new().unwrap();
+impl<'a> Pod<'a> {
+    pub(crate) fn start(scratch: &Path, bundle: &'a Bundle, binary: &Path) -> Self {
+        // One thread: with more, each message wakes one that only wakes this one.
+        let tokio = Builder::new_current_thread().enable_all().build().unwrap();
         let dir = scratch.join("pod");
         std::fs::create_dir_all(dir.join("shm")).unwrap();
         let group = format!("/lapstrake-bench-{}/pod", std::process::id());
@@ -54,8 +54,7 @@ impl Pod {
             let made = shim.create_sandbox(ask, None).await.unwrap();
             (shim, made.pause_pid)
         });
-        let (filter, bundle) = (bundle.filter_path.clone(), bundle.dir.clone());
-        Self { tokio, shims, shim, dir, bundle, filter, group, pause, count: 0 }
+        Self { tokio, shims, shim, dir, bundle, group, pause, count: 0 }
     }
 
     /// One container from creation to deletion.
@@ -78,20 +77,12 @@ impl Pod {
         self.count += 1;
         let id = format!("c{}", self.count);
         let bundle = self.dir.join("containers").join(&id);
-        for sub in ["rootfs", "upper", "work"] {
-            std::fs::create_dir_all(bundle.join(sub)).unwrap();
-        }
-        let group = format!("{}/{id}", self.group);
-        let mut config = config(Some((self.pause, &group)));
-        config["process"]["args"] = serde_json::json!(args);
+        std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        let config = self.bundle.in_pod(self.pause, &format!("{}/{id}", self.group), args);
         std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
-        let rootfs = Rootfs {
-            lowers: vec![self.bundle.join("rootfs")],
-            upper: Some(bundle.join("upper")),
-            work: Some(bundle.join("work")),
-            volatile: true,
-        };
-        let seccomp_bpf = Some(self.filter.clone());
+        let lowers = vec![self.bundle.dir.join("rootfs")];
+        let rootfs = Rootfs { lowers, ..Default::default() };
+        let seccomp_bpf = Some(self.bundle.filter_path.clone());
         let ask =
             CreateContainer { id: id.clone(), bundle, rootfs, seccomp_bpf, ..Default::default() };
         (ask, id)
