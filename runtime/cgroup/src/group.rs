@@ -43,11 +43,14 @@ impl Hierarchies {
         check(group)?;
         for h in &self.v1 {
             let cpuset = h.controllers.iter().any(|c| c == "cpuset");
-            make(&h.mount, group, &|dir| if cpuset { fill_cpuset(&h.mount, dir) } else { Ok(()) })?;
+            make(&h.mount, group, &|dir, fresh| match cpuset {
+                true => fill_cpuset(&h.mount, dir, fresh),
+                false => Ok(()),
+            })?;
         }
         if let Some(mount) = &self.unified {
             let v2 = self.is_v2();
-            make(mount, group, &|dir| {
+            make(mount, group, &|dir, _| {
                 // Controllers are handed to the new directory by its parent; on hybrid nodes what is there is tried.
                 delegate(dir.parent().unwrap_or(mount), v2)
             })?;
@@ -60,9 +63,9 @@ impl Hierarchies {
     pub fn apply(&self, group: &str, settings: &[Setting]) -> Result<(), Error> {
         // Some are bound to each other (quota and period, memory with and without swap), and which of them may go
         // first depends on what is there and above: one that is refused as invalid is tried again after the others.
-        let mut refused = Vec::new();
+        let (mut refused, mut open) = (Vec::new(), None);
         for s in settings {
-            match self.write(group, s) {
+            match self.write(group, s, &mut open) {
                 Err(Error::Limit { source, .. })
                     if source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) =>
                 {
@@ -71,10 +74,16 @@ impl Hierarchies {
                 other => other?,
             }
         }
-        refused.into_iter().try_for_each(|s| self.write(group, s))
+        refused.into_iter().try_for_each(|s| self.write(group, s, &mut open))
     }
 
-    fn write(&self, group: &str, s: &Setting) -> Result<(), Error> {
+    /// `open`: the file of the setting before this one. Rules of devices are many for one file.
+    fn write(
+        &self,
+        group: &str,
+        s: &Setting,
+        open: &mut Option<(PathBuf, fs::File)>,
+    ) -> Result<(), Error> {
         let dir = match self.dir(s.controller, group) {
             Some(dir) => Some(dir),
             None => self.unified_dir(group).filter(|d| self.is_v2() || d.join(&s.file).exists()),
@@ -88,8 +97,14 @@ impl Hierarchies {
             };
         };
         let path = dir.join(&s.file);
-        let file = fs::OpenOptions::new().write(true).open(&path);
-        match file.and_then(|mut f| f.write_all(s.value.as_bytes())) {
+        let file = match open {
+            Some((of, file)) if *of == path => Ok(file),
+            _ => {
+                let file = fs::OpenOptions::new().write(true).open(&path);
+                file.map(|file| &mut open.insert((path.clone(), file)).1)
+            }
+        };
+        match file.and_then(|file| file.write_all(s.value.as_bytes())) {
             Err(e) if e.kind() == ErrorKind::NotFound && s.missing == Missing::Ignore => Ok(()),
             Err(source) => Err(Error::Limit { value: s.value.clone(), path, source }),
             Ok(()) => Ok(()),
@@ -239,15 +254,15 @@ fn check(group: &str) -> Result<(), Error> {
 fn make(
     mount: &Path,
     group: &str,
-    prepare: &dyn Fn(&Path) -> Result<(), Error>,
+    prepare: &dyn Fn(&Path, bool) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let group = group.trim_matches('/');
     let dir = mount.join(group);
     loop {
         match rustix::fs::mkdir(&dir, rustix::fs::Mode::from_raw_mode(0o755)) {
-            Ok(()) => return prepare(&dir),
+            Ok(()) => return prepare(&dir, true),
             // Made by somebody who may not have prepared it yet; preparing twice does no harm.
-            Err(rustix::io::Errno::EXIST) => return prepare(&dir),
+            Err(rustix::io::Errno::EXIST) => return prepare(&dir, false),
             Err(rustix::io::Errno::NOENT) => match group.rsplit_once('/') {
                 // Another creator may remove an empty parent between the two steps: hence the loop.
                 Some((parent, _)) => make(mount, parent, prepare)?,
@@ -260,9 +275,9 @@ fn make(
 
 /// A new v1 cpuset starts empty and refuses tasks (ENOSPC) until it has CPUs and memory nodes: those of its parent,
 /// which another creator may have made just now and not filled yet.
-fn fill_cpuset(mount: &Path, dir: &Path) -> Result<(), Error> {
+fn fill_cpuset(mount: &Path, dir: &Path, fresh: bool) -> Result<(), Error> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        fill(mount, dir, file)?;
+        let _ = if fresh { inherit(mount, dir, file) } else { fill(mount, dir, file) }?;
     }
     Ok(())
 }
@@ -270,16 +285,19 @@ fn fill_cpuset(mount: &Path, dir: &Path) -> Result<(), Error> {
 fn fill(mount: &Path, dir: &Path, file: &str) -> Result<String, Error> {
     let path = dir.join(file);
     let value = fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
-    let value = value.trim();
-    match dir.parent().filter(|_| value.is_empty() && dir != mount) {
-        None => Ok(value.to_owned()),
-        Some(parent) => {
-            let value = fill(mount, parent, file)?;
-            match fs::write(&path, &value) {
-                Ok(()) => Ok(value),
-                Err(source) => Err(Error::Limit { value, path, source }),
-            }
-        }
+    match value.trim() {
+        "" => inherit(mount, dir, file),
+        value => Ok(value.to_owned()),
+    }
+}
+
+/// The value of the parent, filled first where that is empty, too.
+fn inherit(mount: &Path, dir: &Path, file: &str) -> Result<String, Error> {
+    let Some(parent) = dir.parent().filter(|_| dir != mount) else { return Ok(String::new()) };
+    let (value, path) = (fill(mount, parent, file)?, dir.join(file));
+    match fs::write(&path, &value) {
+        Ok(()) => Ok(value),
+        Err(source) => Err(Error::Limit { value, path, source }),
     }
 }
 

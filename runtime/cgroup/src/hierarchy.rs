@@ -1,5 +1,7 @@
 //! Which cgroup hierarchies this node has mounted, read once from mountinfo.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
@@ -47,7 +49,10 @@ impl Hierarchies {
     /// Reads `/proc/self/mountinfo`.
     pub fn detect() -> Result<Self, Error> {
         let path = "/proc/self/mountinfo";
-        let text = std::fs::read_to_string(path).map_err(|e| Error::file("read", path, e))?;
+        // Room at once: the file has no size to go by, and each read of a piece takes the lock of all mounts.
+        let mut text = String::with_capacity(16 << 10);
+        let read = File::open(path).and_then(|mut file| file.read_to_string(&mut text));
+        read.map_err(|e| Error::file("read", path, e))?;
         Ok(Self::parse(&text))
     }
 

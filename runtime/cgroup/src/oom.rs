@@ -44,16 +44,21 @@ impl Hits {
 }
 
 impl Hierarchies {
-    /// Reads the counters. On v2 they count out-of-memory situations at exactly that level; v1 knows only how often
-    /// the limit stood in the way, which includes the times when something could be reclaimed.
-    pub fn memory_hits(&self, group: &str) -> Hits {
+    /// Where the counters stand above a group that was made just now, whose own are at nothing.
+    pub fn memory_hits_above(&self, group: &str) -> Hits {
         let parent = group.trim_end_matches('/').rsplit_once('/').map_or("", |(parent, _)| parent);
         // The root of the hierarchy has no limit.
         let (hits, kills) = match parent {
             "" => (0, 0),
             _ => (self.hits_of(parent), if self.is_v2() { self.oom_kills(parent) } else { 0 }),
         };
-        Hits { own: self.hits_of(group), parent: hits, killed_below_parent: kills }
+        Hits { own: 0, parent: hits, killed_below_parent: kills }
+    }
+
+    /// Reads the counters. On v2 they count out-of-memory situations at exactly that level; v1 knows only how often
+    /// the limit stood in the way, which includes the times when something could be reclaimed.
+    fn memory_hits(&self, group: &str) -> Hits {
+        Hits { own: self.hits_of(group), ..self.memory_hits_above(group) }
     }
 
     /// Whose limit ended a group's first process, which had this exit code; `None` when the kernel has killed nothing

@@ -1,14 +1,16 @@
 //! `/dev`: the default nodes and links, the devices of the specification, and the terminal.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chmodat, chownat, fstat, fstatfs, major,
-    makedev, minor, mknodat, symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, fstatfs, major, makedev,
+    minor, mknodat, symlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::umask;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -54,21 +56,44 @@ pub(crate) fn populate(
     plan: &Plan,
     from_host: &[Option<OwnedFd>],
 ) -> Result<(), Error> {
+    let mut dirs = Directories { root, last: None };
+    // So that a node has its mode from the start.
+    let mask = umask(Mode::empty());
     for (node, tree) in nodes(plan).iter().zip(from_host) {
         match tree {
             Some(tree) => bind(root, node, tree)?,
-            None => make(root, node)?,
+            None => make(&mut dirs, node)?,
         }
     }
     if plan.make_dev {
         for (path, target) in LINKS {
             // Without a devpts there is nothing to point at; without CAP_SYS_RAWIO kcore is of no use.
             if path != "/dev/core" {
-                link(root, Path::new(path), target)?;
+                link(&mut dirs, Path::new(path), target)?;
             }
         }
     }
+    umask(mask);
     Ok(())
+}
+
+/// The directories that nodes are made in: mostly one for all.
+struct Directories<'a> {
+    root: &'a Root,
+    last: Option<(PathBuf, OwnedFd)>,
+}
+
+impl Directories<'_> {
+    /// The directory that holds `path`, made where missing, and the last name.
+    fn of<'p>(&mut self, path: &'p Path) -> Result<(BorrowedFd<'_>, &'p OsStr), Errno> {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let name = path.file_name().ok_or(Errno::INVAL)?;
+        let last = match self.last.take().filter(|(at, _)| at == parent) {
+            Some(last) => last,
+            None => (parent.to_owned(), self.root.make_dirs(parent)?),
+        };
+        Ok((self.last.insert(last).1.as_fd(), name))
+    }
 }
 
 fn bind(root: &Root, node: &Node, tree: &OwnedFd) -> Result<(), Error> {
@@ -82,19 +107,21 @@ fn default_node(path: &str, major: u32, minor: u32) -> Node {
 }
 
 /// Makes a node, or accepts the one that is there if it is the same device.
-fn make(root: &Root, node: &Node) -> Result<(), Error> {
-    let stage = format!("device {}", node.path.display());
-    let (dir, name) = root.parent_of(&node.path).at(&stage, "make its directory")?;
+fn make(dirs: &mut Directories<'_>, node: &Node) -> Result<(), Error> {
+    let (root, stage) = (dirs.root, format!("device {}", node.path.display()));
+    let (dir, name) = dirs.of(&node.path).at(&stage, "make its directory")?;
     let (kind, device) = identity(node);
-    match mknodat(&dir, name, kind, Mode::from_raw_mode(node.mode), device) {
+    match mknodat(dir, name, kind, Mode::from_raw_mode(node.mode), device) {
         Ok(()) => {}
         Err(Errno::EXIST) => return same(root, node, &stage),
         Err(e) => return Err(e).at(&stage, "mknod"),
     }
-    // The umask took bits from the mode; the directory is ours and the name was made just now.
-    chmodat(&dir, name, Mode::from_raw_mode(node.mode), AtFlags::empty()).at(&stage, "chmod")?;
+    // It is root's by birth. The directory is ours and the name was made just now.
+    if (node.uid, node.gid) == (0, 0) {
+        return Ok(());
+    }
     let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
-    chownat(&dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).at(&stage, "chown")
+    chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).at(&stage, "chown")
 }
 
 fn same(root: &Root, node: &Node, stage: &str) -> Result<(), Error> {
@@ -120,10 +147,10 @@ fn identity(node: &Node) -> (FileType, u64) {
     }
 }
 
-fn link(root: &Root, path: &Path, target: &str) -> Result<(), Error> {
+fn link(dirs: &mut Directories<'_>, path: &Path, target: &str) -> Result<(), Error> {
     let stage = format!("link {}", path.display());
-    let (dir, name) = root.parent_of(path).at(&stage, "make its directory")?;
-    match symlinkat(target, &dir, name) {
+    let (dir, name) = dirs.of(path).at(&stage, "make its directory")?;
+    match symlinkat(target, dir, name) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(e) => Err(e).at(&stage, format!("symlink to {target}")),
     }

@@ -1,5 +1,7 @@
 //! Telling a process from a later one with the same pid.
 
+use std::io::Read;
+
 /// Field 22 of `/proc/<pid>/stat`, the start in clock ticks since boot; 0 when there is no such process.
 pub fn start_ticks(pid: i32) -> u64 {
     stat(pid).map_or(0, |(_, ticks)| ticks)
@@ -12,7 +14,10 @@ pub fn is_alive(pid: i32, start_ticks: u64) -> bool {
 
 /// State letter and start of a process. The name before them may contain anything, brackets and spaces included.
 fn stat(pid: i32) -> Option<(char, u64)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // One read is the whole file: 52 numbers and a name of 15 bytes.
+    let mut text = [0; 2048];
+    let length = std::fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text[..length]);
     let (_, rest) = text.rsplit_once(") ")?;
     let ticks = rest.split(' ').nth(19)?.parse().ok()?;
     Some((rest.chars().next()?, ticks))

@@ -53,9 +53,10 @@ pub fn own_facts() -> Facts {
 /// What this process may hand out: its bounding set within its permitted one.
 pub fn own_capabilities() -> u64 {
     let permitted = rustix::thread::capabilities(None).map_or(0, |c| c.permitted.bits());
-    let held = |n: &u32| {
+    // The kernel refuses the first number that it does not have; there are none behind it.
+    let known = capabilities::NUMBERS.map_while(|n| {
         let bit = rustix::thread::CapabilitySet::from_bits_retain(1 << n);
-        rustix::thread::capability_is_in_bounding_set(bit).unwrap_or(false)
-    };
-    capabilities::NUMBERS.filter(held).fold(0, |bits, n| bits | 1 << n) & permitted
+        rustix::thread::capability_is_in_bounding_set(bit).ok().map(|held| u64::from(held) << n)
+    });
+    known.fold(0, |bits, bit| bits | bit) & permitted
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir};
+use rustix::fs::{FileType, Mode, OFlags, RawDir, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -188,11 +188,15 @@ fn attach_groups(
     set(holder.as_fd(), Change { clear: attr::RDONLY, ..Default::default() }, None)
         .at(stage, "open the tmpfs")?;
     move_onto(&holder, &place).at(stage, "attach")?;
-    let top = Root::new(holder.try_clone().at(stage, "duplicate")?);
     for (name, tree) in groups {
         let bits = mount.options.attributes.set;
         change(tree, stage, Change { set: bits, ..Default::default() })?;
-        let place = top.make_dirs(Path::new(name)).at(stage, format!("make {name}"))?;
+        // The file system is new and nobody else sees it: the name is what was made here.
+        mkdirat(&holder, name.as_str(), Mode::from_raw_mode(0o755))
+            .at(stage, format!("make {name}"))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = openat(&holder, name.as_str(), flags, Mode::empty())
+            .at(stage, format!("open {name}"))?;
         move_onto(tree, &place).at(stage, format!("attach {name}"))?;
         // Co-mounted controllers are looked up by their single names too.
         for single in name.split(',').filter(|_| name.contains(',')) {

@@ -249,13 +249,15 @@ fn resource(number: u32) -> Option<Resource> {
 fn user(p: &Process) -> Result<(), Error> {
     const STAGE: &str = "user";
     let want = &p.capabilities;
-    for n in capabilities::NUMBERS {
+    for n in capabilities::NUMBERS.filter(|n| want.bounding & (1 << n) == 0) {
         let bit = CapabilitySet::from_bits_retain(1 << n);
-        if want.bounding & (1 << n) == 0
-            && rustix::thread::capability_is_in_bounding_set(bit).unwrap_or(false)
-        {
-            rustix::thread::remove_capability_from_bounding_set(bit)
-                .at("capabilities", "drop from the bounding set")?;
+        match rustix::thread::remove_capability_from_bounding_set(bit) {
+            Ok(()) => {}
+            Err(Errno::INVAL) => break, // the kernel has none from here on
+            // Without CAP_SETPCAP nothing can be dropped, and what is not there need not be.
+            Err(Errno::PERM)
+                if !rustix::thread::capability_is_in_bounding_set(bit).unwrap_or(false) => {}
+            Err(e) => return Err(e).at("capabilities", "drop from the bounding set"),
         }
     }
     rustix::thread::set_keep_capabilities(true).at(STAGE, "keep capabilities")?;

@@ -64,37 +64,27 @@ impl Root {
             Err(Errno::NOENT) => {}
             other => return other,
         }
-        let mut walked = PathBuf::new();
-        let mut parent = self.open(&walked, OFlags::PATH | OFlags::DIRECTORY)?;
-        for part in parts(path) {
-            walked.push(part);
-            match self.open(&walked, OFlags::PATH | OFlags::DIRECTORY) {
-                Ok(fd) => parent = fd,
-                Err(Errno::NOENT) => {
-                    match mkdirat(&parent, part, Mode::from_raw_mode(0o755)) {
-                        Ok(()) => {}
-                        // A symlink to a directory that does not exist yet: make what it means.
-                        Err(Errno::EXIST) if links_left > 0 => {
-                            match readlinkat(&parent, part, Vec::new()) {
-                                Ok(target) => {
-                                    let target = Path::new(OsStr::from_bytes(target.as_bytes()));
-                                    walked.pop();
-                                    let meant = walked.join(target);
-                                    drop(self.make_dirs_bounded(&meant, links_left - 1)?);
-                                    walked.push(part);
-                                }
-                                Err(Errno::INVAL) => {} // made by somebody else just now
-                                Err(e) => return Err(e),
-                            }
-                        }
-                        Err(e) => return Err(e),
+        let mut parts = path.components();
+        // The root is there; what cannot be split is the root.
+        let Some(part) = parts.next_back() else { return Err(Errno::NOENT) };
+        let above = parts.as_path();
+        let parent = self.make_dirs_bounded(above, links_left)?;
+        match mkdirat(&parent, part.as_os_str(), Mode::from_raw_mode(0o755)) {
+            Ok(()) => {}
+            // A symlink to a directory that does not exist yet: make what it means.
+            Err(Errno::EXIST) if links_left > 0 => {
+                match readlinkat(&parent, part.as_os_str(), Vec::new()) {
+                    Ok(target) => {
+                        let target = Path::new(OsStr::from_bytes(target.as_bytes()));
+                        drop(self.make_dirs_bounded(&above.join(target), links_left - 1)?);
                     }
-                    parent = self.open(&walked, OFlags::PATH | OFlags::DIRECTORY)?;
+                    Err(Errno::INVAL) => {} // made by somebody else just now
+                    Err(e) => return Err(e),
                 }
-                Err(e) => return Err(e),
             }
+            Err(e) => return Err(e),
         }
-        Ok(parent)
+        self.open(path, OFlags::PATH | OFlags::DIRECTORY)
     }
 
     /// The directory that holds `path` (made where missing) and the last name.
@@ -140,14 +130,6 @@ fn relative(path: &Path) -> PathBuf {
     let stripped: PathBuf =
         path.components().filter(|c| !matches!(c, Component::RootDir)).collect();
     if stripped.as_os_str().is_empty() { PathBuf::from(".") } else { stripped }
-}
-
-fn parts(path: &Path) -> impl Iterator<Item = &OsStr> {
-    path.components().filter_map(|c| match c {
-        Component::Normal(part) => Some(part),
-        Component::ParentDir => Some(OsStr::new("..")),
-        _ => None,
-    })
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ impl Pod {
             let deletion = Deletion::Due;
             External { binary, bundle: member.bundle.clone(), deletion }
         });
-        member.memory_hits = cgroup::oom::Hits { own: 0, ..self.node.memory_hits(&member.cgroup) };
+        member.memory_hits = self.node.memory_hits_above(&member.cgroup);
         member.stdio.limits = held.limits.map(Into::into).unwrap_or_default();
         member.stdio.log_path = path(&held.log_path);
         (member.stdio.stdin, member.stdio.interactive) = (stdin, held.interactive);

@@ -219,9 +219,6 @@ impl Pod {
                 Err(Errno::AGAIN | Errno::INTR) => return,
                 Err(_) | Ok(Report::Closed) => return self.report_closed(key),
                 Ok(Report::Planned { cgroup, own_pids }) => {
-                    // The pod's own limit counts the others of the pod, too: only what is added meanwhile matters.
-                    let before = self.node.memory_hits(&cgroup);
-                    member.memory_hits = cgroup::oom::Hits { own: 0, ..before };
                     (member.cgroup, member.own_pids) = (cgroup, own_pids);
                 }
                 Ok(Report::Init { pid } | Report::External { pid }) => {
@@ -246,25 +243,28 @@ impl Pod {
             member.stdio.terminal = rustix::io::fcntl_dupfd_cloexec(&master, 3).ok();
             outputs.push((Stream::Stdout, master));
         }
-        if !sandbox {
-            member.logged = true;
-            self.pump.add(Source {
-                key,
-                fds: outputs,
-                path: member.stdio.log_path.clone(),
-                limits: member.stdio.limits,
-                interactive: member.stdio.interactive,
-                counters: member.counters.clone(),
-            });
-        } else if let Some(report) = &member.report {
+        // First the word that somebody waits for.
+        if sandbox {
             // Pause has nothing to wait for: created is started.
-            let _ = channel::say_start(report.as_fd());
-            return;
-        }
-        let created = Created { pid: member.pid, start_ticks: member.start_ticks };
-        if let Some(caller) = member.waiting.take() {
+            let _ = member.report.as_ref().map(|report| channel::say_start(report.as_fd()));
+        } else if let Some(caller) = member.waiting.take() {
+            let created = Created { pid: member.pid, start_ticks: member.start_ticks };
             self.links.answer(caller, Reply::Created(created));
         }
+        // The pod's own limit counts the others of the pod, too: only what is added meanwhile matters.
+        member.memory_hits = self.node.memory_hits_above(&member.cgroup);
+        if sandbox {
+            return;
+        }
+        member.logged = true;
+        self.pump.add(Source {
+            key,
+            fds: outputs,
+            path: member.stdio.log_path.clone(),
+            limits: member.stdio.limits,
+            interactive: member.stdio.interactive,
+            counters: member.counters.clone(),
+        });
         if self.is_stopping() {
             self.kill_member(key); // asked for while this one was being made
         }
