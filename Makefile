@@ -48,7 +48,9 @@ test: need-test build ## everything but the vm ring; needs root and leaves nothi
 	cargo test --release --locked --workspace --no-run
 	@$(MAKE) --no-print-directory static
 	@$(MAKE) --no-print-directory test-runc
-	@export E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim; $(call cargo_test,--workspace)
+	@export E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim \
+		LAPSTRAKE_OCI=$(CURDIR)/$(TARGET)/$(HOST)/command/lapstrake-oci; $(call cargo_test,--workspace)
+	@$(MAKE) --no-print-directory static # cargo has put its own in their place
 
 # The tests of containers, execs and logs once more, with Debian's runc in place of the built-in runtime.
 # All of the workspace, so that nothing is compiled again with other features.

@@ -40,7 +40,9 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+// Deferred: the flags of the one command that is called are set up, which is most of what parsing takes.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     /// Write a default config.json
     Spec(SpecArgs),

@@ -1,5 +1,6 @@
 //! A bundle of busybox, and the command line on it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -15,6 +16,12 @@ const APPLETS: [&str; 22] = [
 pub(crate) struct Bundle {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) id: String,
+}
+
+/// The static one that is shipped, where the environment names it; else what cargo has built beside the tests.
+pub(crate) fn program() -> OsString {
+    let built = || env!("CARGO_BIN_EXE_lapstrake-oci").into();
+    std::env::var_os("LAPSTRAKE_OCI").unwrap_or_else(built)
 }
 
 impl Bundle {
@@ -55,7 +62,7 @@ impl Bundle {
 
     fn command(&self, args: &[&str]) -> Command {
         let root = self.dir.path().join("root");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lapstrake-oci"));
+        let mut command = Command::new(program());
         command.arg("--root").arg(root).args(args).current_dir(self.dir.path());
         command
     }

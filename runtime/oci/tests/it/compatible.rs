@@ -150,7 +150,7 @@ fn where_the_caller_was_bound_to_does_not_bind_the_container() {
     let allowed = fs::read_to_string("/proc/self/status").expect("status");
     let line = allowed.lines().find(|l| l.starts_with("Cpus_allowed_list")).expect("line");
     let mut command = std::process::Command::new("taskset");
-    command.args(["-c", "0", env!("CARGO_BIN_EXE_lapstrake-oci"), "--root"]);
+    command.args(["-c", "0"]).arg(crate::bundle::program()).arg("--root");
     command.arg(b.dir.path().join("root")).args(["run", &b.id]).current_dir(b.dir.path());
     let out = command.output().expect("taskset");
     assert_eq!(text(&out.stdout).trim(), line, "{out:?}");
