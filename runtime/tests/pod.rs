@@ -92,7 +92,7 @@ async fn hooks_of_the_creation_run_and_those_the_shim_does_not_run_are_refused_b
         serde_json::from_slice(&std::fs::read(told).expect("told")).expect("JSON");
     assert_eq!(state["bundle"], bundle.to_string_lossy().as_ref());
     for (name, stage) in [
-        ("createRuntime", "createRuntime hook"),
+        ("createRuntime", "error running createRuntime hook #0"),
         ("poststart", "hooks.poststart"),
         ("poststop", "hooks.poststop"),
     ] {

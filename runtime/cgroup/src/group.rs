@@ -130,8 +130,10 @@ impl Hierarchies {
     pub fn joins_below(&self, group: &str, below: &[(String, String)]) -> Result<Joins, Error> {
         let mut joins = self.joins(group)?;
         for (controllers, path) in below {
+            let named = path;
             let path = format!("{group}/{}", path.trim_matches('/'));
-            check(&path)?;
+            check(&path)
+                .map_err(|e| Error::BadPath(format!("bad sub cgroup path: {named}: {e}")))?;
             let open = |path: PathBuf, write: bool| {
                 let file = fs::OpenOptions::new().read(!write).write(write).open(&path);
                 file.map(OwnedFd::from).map_err(|e| Error::file("open", path, e))
@@ -153,7 +155,7 @@ impl Hierarchies {
                 found = true;
             }
             if !found {
-                let why = format!("no hierarchy here has the controllers {controllers:?}");
+                let why = format!("unknown controller {controllers}: no hierarchy here has it");
                 return Err(Error::BadPath(why));
             }
         }

@@ -53,7 +53,8 @@ pub fn enter(e: &Entry<'_>) -> Result<i32, Error> {
         Some(tracker) => e.node.tracked_joins(e.cgroup, tracker),
         None => e.node.joins_below(e.cgroup, e.below),
     };
-    let groups = groups.map_err(|e| Error::new(STAGE, e.to_string()))?;
+    let groups =
+        groups.map_err(|e| Error::new(STAGE, format!("adding pid to its cgroups: {e}")))?;
     move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::PROCESS_ID)
         .at(STAGE, "join its pid namespace")?;
     if let [Some(cpus), _] = &e.process.schedule.exec_cpus {

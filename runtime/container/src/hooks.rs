@@ -31,6 +31,9 @@ const COMPLAINT_MAX: u64 = 1024;
 pub struct Hooks {
     /// On the host, once the container's namespaces and mounts are there.
     pub create_runtime: Vec<Hook>,
+    /// So many of them, the first ones, were listed as `prestart`.
+    #[serde(default)]
+    prestart: usize,
     /// In the container's namespaces, while the host's files are still seen.
     pub create_container: Vec<Hook>,
     /// In the container, just before its program.
@@ -66,6 +69,7 @@ pub fn read(spec: &Spec, id: &str) -> Result<Hooks, Error> {
     };
     // The deprecated prestart hooks run at the same point, first.
     let mut create_runtime = list("prestart", &hooks.prestart)?;
+    let prestart = create_runtime.len();
     create_runtime.extend(list("createRuntime", &hooks.create_runtime)?);
     let state = serde_json::json!({
         "ociVersion": spec.version,
@@ -74,6 +78,7 @@ pub fn read(spec: &Spec, id: &str) -> Result<Hooks, Error> {
     });
     Ok(Hooks {
         create_runtime,
+        prestart,
         create_container: list("createContainer", &hooks.create_container)?,
         start_container: list("startContainer", &hooks.start_container)?,
         poststart: list("poststart", &hooks.poststart)?,
@@ -119,9 +124,13 @@ impl Hooks {
     ) -> impl Iterator<Item = Result<(), Error>> {
         let (name, status, hooks) = self.at(moment);
         let state = self.state(status, pid, bundle);
-        hooks.iter().map(move |hook| {
+        let before = if moment == Moment::CreateRuntime { self.prestart } else { 0 };
+        hooks.iter().enumerate().map(move |(at, hook)| {
+            // Named as they are listed.
+            let (name, at) = if at < before { ("prestart", at) } else { (name, at - before) };
             run(hook, &state, env).map_err(|why| {
-                Error::new(format!("{name} hook"), format!("{}: {why}", hook.path.display()))
+                let stage = format!("error running {name} hook #{at}");
+                Error::new(stage, format!("{}: {why}", hook.path.display()))
             })
         })
     }
@@ -256,10 +265,10 @@ mod tests {
     #[test]
     fn a_failed_hook_is_named_with_what_it_said() {
         let error = end(&sh("echo why >&2; exit 3", "")).expect_err("fails").to_string();
-        assert_eq!(error, "poststop hook: /bin/sh: exit status: 3: why");
+        assert_eq!(error, "error running poststop hook #0: /bin/sh: exit status: 3: why");
         let missing = hooks(r#"{"poststop":[{"path":"/no/such"}]}"#).expect("valid");
         let error = end(&missing).expect_err("missing").to_string();
-        assert_eq!(error, "poststop hook: /no/such: No such file or directory");
+        assert_eq!(error, "error running poststop hook #0: /no/such: No such file or directory");
     }
 
     #[test]
@@ -286,5 +295,16 @@ mod tests {
         let paths: Vec<_> =
             hooks(both).expect("valid").create_runtime.into_iter().map(|h| h.path).collect();
         assert_eq!(paths, [Path::new("/1"), Path::new("/2")]);
+        let both = r#"{"createRuntime":[{"path":"/bin/true"},{"path":"/no/2"}],"prestart":[{"path":"/no/1"}]}"#;
+        let failures: Vec<String> = hooks(both)
+            .expect("valid")
+            .run_all(Moment::CreateRuntime, Path::new("/b"))
+            .into_iter()
+            .map(|e| e.stage)
+            .collect();
+        assert_eq!(
+            failures,
+            ["error running prestart hook #0", "error running createRuntime hook #1"]
+        );
     }
 }

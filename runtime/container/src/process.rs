@@ -381,9 +381,16 @@ fn refused(name: &CStr, path: Option<&CStr>, errno: Errno) -> Error {
     let directory = stat.is_some_and(|s| {
         rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Directory
     });
+    // The kernel's words first: engines choose their exit code by them.
     let why = match (errno, stat.is_some()) {
         (Errno::NOENT, true) => {
-            "its interpreter or dynamic loader does not exist in the image".to_owned()
+            return Error::new(
+                "exec",
+                format!(
+                    "exec {shown}: no such file or directory (the file is there: the image lacks its interpreter or \
+                     dynamic loader)"
+                ),
+            );
         }
         (Errno::NOENT, false) => format!("stat {shown}: no such file or directory"),
         (Errno::ACCESS, _) if directory => "is a directory".to_owned(),

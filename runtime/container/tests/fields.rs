@@ -214,7 +214,7 @@ fn table() -> Vec<(&'static str, Fate)> {
         (
             "linux.memoryPolicy.flags",
             Counts(linux(
-                json!({ "memoryPolicy": { "mode": "MPOL_BIND", "flags": ["MPOL_F_STATIC_NODES"] } }),
+                json!({ "memoryPolicy": { "mode": "MPOL_BIND", "nodes": "1", "flags": ["MPOL_F_STATIC_NODES"] } }),
             )),
         ),
         (

@@ -6,10 +6,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) const ROOT: &str = "/run/lapstrake-oci";
 
+/// Engines look for the word and take what follows it; `spec` is the newest specification that is understood.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0");
+
 #[derive(Debug, Parser)]
 #[command(
     name = "lapstrake-oci",
-    version,
+    version = VERSION,
+    disable_version_flag = true,
     about = "Runs OCI bundles: containers from a config.json and a root file system"
 )]
 pub(crate) struct Cli {
@@ -30,6 +34,9 @@ pub(crate) struct Cli {
     /// Accepted for compatibility: rootless containers are not served
     #[arg(long, global = true, hide = true)]
     pub(crate) rootless: Option<String>,
+    /// Print the version
+    #[arg(short = 'v', long, action = clap::ArgAction::Version)]
+    version: (),
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -74,12 +81,19 @@ pub(crate) enum Command {
     Update(UpdateArgs),
     /// Print what this runtime can do
     Features,
+    /// Not implemented. Without help: engines take that for a sign that it is
+    #[command(hide = true, disable_help_flag = true)]
+    Checkpoint(Unserved),
     /// Not implemented
-    #[command(hide = true)]
-    Checkpoint { id: String },
-    /// Not implemented
-    #[command(hide = true)]
-    Restore { id: String },
+    #[command(hide = true, disable_help_flag = true)]
+    Restore(Unserved),
+}
+
+/// Whatever is said to a command that is not served.
+#[derive(Debug, Args)]
+pub(crate) struct Unserved {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -20,7 +20,7 @@ pub(crate) enum Error {
     )]
     Occupied { id: String, group: String },
     #[error(
-        "container {id:?}: container's cgroup {group} unexpectedly frozen: nothing in it would run (thaw it first)"
+        "container {id:?}: container's cgroup unexpectedly frozen: nothing would run in {group} (thaw it first)"
     )]
     Frozen { id: String, group: String },
     #[error("container {id:?}: cannot exec in a paused container (resume it, or --ignore-paused)")]

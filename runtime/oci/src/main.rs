@@ -63,7 +63,7 @@ fn run(cli: &Cli) -> Result<u8, Error> {
         Command::Events(args) => view::events(cli, args).map(|()| 0),
         Command::Update(args) => update::update(cli, args).map(|()| 0),
         Command::Features => features::print().map(|()| 0),
-        Command::Checkpoint { .. } => Err(Error::Unsupported("checkpoint is not implemented")),
-        Command::Restore { .. } => Err(Error::Unsupported("restore is not implemented")),
+        Command::Checkpoint(_) => Err(Error::Unsupported("checkpoint is not implemented")),
+        Command::Restore(_) => Err(Error::Unsupported("restore is not implemented")),
     }
 }

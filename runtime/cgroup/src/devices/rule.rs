@@ -42,6 +42,10 @@ impl Rule {
         };
         let letters = rule.access.as_deref().filter(|a| !a.is_empty()).unwrap_or("rwm");
         let access = letters.chars().try_fold(0, |bits, letter| {
+            // `a` for all, as for the type, is in use, but no letter of the specification: it closes, and opens nothing.
+            if letter == 'a' {
+                return Ok(if rule.allow { bits } else { EVERY_ACCESS });
+            }
             let known = ACCESS.iter().find(|(l, _)| *l == letter);
             known
                 .map(|(_, bit)| bits | bit)
@@ -101,6 +105,19 @@ mod tests {
             let error = Rule::read(&rule).expect_err(want).to_string();
             assert!(error.starts_with(FIELD) && error.contains(want), "{error}");
         }
+    }
+
+    #[test]
+    fn an_a_among_the_letters_denies_everything_and_allows_nothing_more() {
+        let rule = |allow| DeviceRule {
+            allow,
+            kind: Some("c".into()),
+            major: Some(1),
+            minor: Some(11),
+            access: Some("rwa".into()),
+        };
+        assert_eq!(Rule::read(&rule(false)).expect("deny").to_string(), "c 1:11 rwm");
+        assert_eq!(Rule::read(&rule(true)).expect("allow").to_string(), "c 1:11 rw");
     }
 
     #[test]

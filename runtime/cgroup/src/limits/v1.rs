@@ -23,7 +23,8 @@ pub(super) fn settings(r: &Resources) -> Result<Vec<Setting>, Error> {
         out.push(super::v2::rdma(device, rdma));
     }
     if let Some(key) = r.unified.as_ref().and_then(|u| u.keys().next()) {
-        let reason = "unified settings need cgroup v2, this node runs v1 controllers".to_owned();
+        let reason =
+            "invalid configuration: cgroup v2 only, this node runs v1 controllers".to_owned();
         return Err(Error::BadResource { field: format!("linux.resources.unified.{key}"), reason });
     }
     Ok(out)

@@ -119,13 +119,24 @@ pub fn memory_policy(p: &spec::MemoryPolicy) -> Result<MemoryPolicy, Error> {
         ("MPOL_F_RELATIVE_NODES", 1 << 14),
         ("MPOL_F_NUMA_BALANCING", 1 << 13),
     ];
-    let mut mode = number(&format!("{FIELD}.mode"), &MODES, &p.mode)?;
+    let stage = |part: &str| format!("{FIELD}: invalid memory policy {part}");
+    let policy = number(&stage("mode"), &MODES, &p.mode)?;
+    let mut mode = policy;
     for flag in p.flags.iter().flatten() {
-        mode |= number(&format!("{FIELD}.flags"), &FLAGS, flag)?;
+        mode |= number(&stage("flag"), &FLAGS, flag)?;
     }
     let nodes = p.nodes.as_ref().filter(|n| !n.is_empty());
-    let nodes = nodes.map(|n| numbers(&format!("{FIELD}.nodes"), n)).transpose()?;
-    Ok(MemoryPolicy { mode, nodes: nodes.unwrap_or_default() })
+    let nodes = nodes.map(|n| numbers(&stage("nodes"), n)).transpose()?.unwrap_or_default();
+    let (wants, has) = (&p.mode, nodes.len());
+    match policy {
+        0 | 4 if has > 0 => {
+            Err(Error::new(FIELD, format!("the {wants} mode requires 0 nodes but got {has}")))
+        }
+        2 | 3 | 5 | 6 if has == 0 => {
+            Err(Error::new(FIELD, format!("the {wants} mode requires at least one node but got 0")))
+        }
+        _ => Ok(MemoryPolicy { mode, nodes }),
+    }
 }
 
 fn number<N: Copy>(field: &str, table: &[(&str, N)], word: &str) -> Result<N, Error> {
@@ -147,4 +158,33 @@ fn numbers(field: &str, text: &str) -> Result<Vec<u32>, Error> {
         all.extend(from..=to);
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memory_policy_with_nodes_that_its_mode_does_not_take_is_refused() {
+        let policy = |mode: &str, nodes: Option<&str>, flags: &[&str]| {
+            memory_policy(&spec::MemoryPolicy {
+                mode: mode.into(),
+                nodes: nodes.map(str::to_owned),
+                flags: Some(flags.iter().map(|f| (*f).to_owned()).collect()),
+            })
+            .map_err(|e| e.to_string())
+        };
+        for (mode, nodes, flags, want) in [
+            ("", Some("0"), &[][..], "invalid memory policy mode"),
+            ("MPOL_BIND", Some("0"), &["x"], "invalid memory policy flag"),
+            ("MPOL_BIND", Some("0-9876543210"), &[], "invalid memory policy nodes"),
+            ("MPOL_DEFAULT", Some("0-7"), &[], "mode requires 0 nodes but got 8"),
+            ("MPOL_INTERLEAVE", None, &[], "mode requires at least one node"),
+        ] {
+            let error = policy(mode, nodes, flags).expect_err(want);
+            assert!(error.contains(want), "{error}");
+        }
+        assert_eq!(policy("MPOL_LOCAL", None, &[]).map(|p| p.mode), Ok(4));
+        assert_eq!(policy("MPOL_PREFERRED", None, &[]).map(|p| p.mode), Ok(1));
+    }
 }

@@ -248,7 +248,7 @@ fn a_hook_that_fails_fails_what_it_belongs_to_and_leaves_nothing() {
         let said = fs::read_to_string(&out).expect("out");
         fs::remove_file(&out).expect("remove");
         assert!(!ok, "{name}: {said}");
-        let want = format!("{name} hook: /bin/sh: exit status: 3: why");
+        let want = format!("error running {name} hook #0: /bin/sh: exit status: 3: why");
         assert!(said.contains(&want), "{name}: {said}");
         assert!(b.oci(&["delete", "--force", &b.id]).status.success());
         assert_eq!(b.groups(), Vec::<PathBuf>::new(), "{name}");
