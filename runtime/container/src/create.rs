@@ -55,6 +55,8 @@ pub struct Extras {
     pub preserve_fds: u32,
     /// Stay in the caller's session keyring.
     pub keep_keyring: bool,
+    /// Move the root over that of the mount namespace instead of pivoting, for hosts that run from their initramfs.
+    pub no_pivot: bool,
 }
 
 /// A compiled seccomp program and how to load it.

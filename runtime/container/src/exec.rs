@@ -2,8 +2,9 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -92,8 +93,8 @@ fn become_it(
         [Some(_), None] => {} // as far as the group allows them, they stay
         [None, None] => set_all_cpus().at("CPU affinity", "any CPU of the group")?,
     }
+    let (others, its_root) = others(e.init_pid, init)?;
     let personality = Some(personality_of(e.init_pid)?).filter(|p| *p != 0);
-    let others = Others::of(e.init_pid)?;
     if let Stdio::Pipes(fds) = e.stdio {
         let uid = e.process.uid;
         own_pipes(&fds, if others.users { users::host_uid(e.init_pid, uid)? } else { Some(uid) });
@@ -102,12 +103,18 @@ fn become_it(
     // From here on the container can see this process: nothing of the host may be open but what is needed.
     let first = 3 + i32::try_from(e.preserve_fds).unwrap_or(0);
     let keep: Vec<_> = (0..first).chain([e.channel.as_raw_fd()]).collect();
-    close_all_except(&[keep.as_slice(), &[init.as_raw_fd()]].concat());
+    let needed = [Some(init), its_root.as_ref().map(AsFd::as_fd)];
+    let needed: Vec<_> = needed.iter().flatten().map(AsRawFd::as_raw_fd).collect();
+    close_all_except(&[keep.as_slice(), &needed].concat());
     move_into_thread_name_spaces(init, others.namespaces()).at(STAGE, "join its namespaces")?;
     if others.users {
         users::become_root()?;
     }
     process::own_keyring()?;
+    if let Some(root) = &its_root {
+        rustix::process::fchdir(root).at(STAGE, "change to its root")?;
+        rustix::process::chroot(".").at(STAGE, "change its root")?;
+    }
     close_all_except(&keep);
     if matches!(e.stdio, Stdio::Terminal) {
         let root = rustix::fs::open(
@@ -130,6 +137,24 @@ fn become_it(
     process::become_it(e.process, &ending)
 }
 
+/// Which namespaces to join, and the root of a container that lives among our mounts: there, its root is not that of
+/// the namespace.
+fn others(pid: i32, init: BorrowedFd<'_>) -> Result<(Others, Option<OwnedFd>), Error> {
+    let others = Others::of(pid)?;
+    if others.mounts {
+        return Ok((others, None));
+    }
+    let path = format!("/proc/{pid}/root");
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(&path, flags, Mode::empty()).at(STAGE, format!("open {path}"))?;
+    // Where init has not ended by now, what was opened is its own.
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut [PollFd::new(&init, PollFlags::IN)], Some(&now)) {
+        Ok(0) => Ok((others, Some(root))),
+        _ => Err(Error::new(STAGE, "the container's init has ended")),
+    }
+}
+
 /// The execution domain of the container's init, which its other processes share.
 fn personality_of(init: i32) -> Result<u64, Error> {
     let path = format!("/proc/{init}/personality");
@@ -142,6 +167,7 @@ fn personality_of(init: i32) -> Result<u64, Error> {
 struct Others {
     users: bool,
     clocks: bool,
+    mounts: bool,
 }
 
 impl Others {
@@ -156,15 +182,15 @@ impl Others {
                 }
             }
         };
-        Ok(Self { users: differs("user")?, clocks: differs("time")? })
+        Ok(Self { users: differs("user")?, clocks: differs("time")?, mounts: differs("mnt")? })
     }
 
     fn namespaces(&self) -> ThreadNameSpaceType {
-        let mut all = ThreadNameSpaceType::MOUNT
-            | ThreadNameSpaceType::NETWORK
+        let mut all = ThreadNameSpaceType::NETWORK
             | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
             | ThreadNameSpaceType::CONTROL_GROUP;
+        all.set(ThreadNameSpaceType::MOUNT, self.mounts);
         all.set(ThreadNameSpaceType::USER, self.users);
         all.set(ThreadNameSpaceType::TIME, self.clocks);
         all

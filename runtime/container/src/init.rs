@@ -6,16 +6,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::create::{Creation, Program, Rootfs, Start, Stdio};
 use crate::error::{At, Error};
 use crate::hooks::Moment;
+use crate::jail::{self, Jail};
 use crate::plan::{Namespace, Plan};
 use crate::process::{self, Domain, Ending};
 use crate::root::Root;
-use crate::sources::Sources;
+use crate::sources::{Sources, View};
 use crate::sys::process::{close_all_except, set_stdio, unshare};
 use crate::sys::schedule;
 use crate::{channel, dev, label, mask, mounts, users};
@@ -45,7 +46,7 @@ fn build_and_become(
     if plan.namespaces.makes(Namespace::Time) {
         own_clocks(plan)?;
     }
-    let place = place_of_root(c)?;
+    let place = place_of_root(c, &sources.view)?;
     if own_users {
         users::become_root()?;
     }
@@ -60,10 +61,7 @@ fn build_and_become(
         process::own_keyring()?;
     }
 
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-        .at("detach from the host's mounts", "make / a slave")?;
-    let root = attach_root(c, sources, &place)?;
-    drop(place);
+    let (root, jail) = attach_root(c, sources, place)?;
     let mut to_be_closed = Vec::new();
     if let Rootfs::Empty { shm_size } = c.rootfs {
         mounts::shared_memory(&root, shm_size, plan.mount_label.as_deref())?;
@@ -95,7 +93,11 @@ fn build_and_become(
     if let Some(label) = &plan.process.selinux {
         label::on_exec(label)?;
     }
-    pivot(&root, plan)?;
+    jail.close(&root)?;
+    if let Some(p) = plan.root_propagation {
+        crate::sys::mount::set(root.fd(), p.into(), None)
+            .at(jail::STAGE, "set rootfsPropagation")?;
+    }
     drop(root);
     // It may wait for long, beside processes of the same pid namespace: nothing of the host stays open.
     let sealed = match c.program {
@@ -213,32 +215,42 @@ fn sysctls(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where the root will hang, in this namespace only.
-fn place_of_root(c: &Creation<'_>) -> Result<OwnedFd, Error> {
+/// Where the root will hang, in this namespace only; nowhere yet in one that is joined.
+fn place_of_root(c: &Creation<'_>, view: &View) -> Result<Option<OwnedFd>, Error> {
+    if matches!(view, View::Joined(_)) {
+        return Ok(None);
+    }
     let at = match &c.rootfs {
         Rootfs::Directory(path) => path.clone(),
         Rootfs::Layers(_) => c.bundle.join("rootfs"),
         Rootfs::Empty { .. } => c.bundle.to_path_buf(),
     };
-    rustix::fs::open(&at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .at(MOUNT_ROOT, format!("open {}", at.display()))
+    directory(&at).map(Some)
 }
 
-fn attach_root(c: &Creation<'_>, sources: &Sources, place: &OwnedFd) -> Result<Root, Error> {
-    mounts::move_onto(&sources.root, place)
+fn directory(path: &Path) -> Result<OwnedFd, Error> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .at(MOUNT_ROOT, format!("open {}", path.display()))
+}
+
+/// Goes among the mounts that the container is to have, and puts its root there.
+fn attach_root(
+    c: &Creation<'_>,
+    sources: &Sources,
+    place: Option<OwnedFd>,
+) -> Result<(Root, Jail), Error> {
+    if let View::Joined(namespace) = &sources.view {
+        join(Namespace::Mount, namespace)?;
+    }
+    // What a joined one has below its root is not ours to walk: the container's root is put right over it.
+    let place = place.map_or_else(|| directory(Path::new("/")), Ok)?;
+    if !matches!(sources.view, View::Shared) {
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+            .at("detach from the host's mounts", "make / a slave")?;
+    }
+    let jail = Jail::of(&sources.view, c.extras.no_pivot)?;
+    mounts::move_onto(&sources.root, &place)
         .at(MOUNT_ROOT, format!("attach to {}", c.bundle.display()))?;
     // The descriptor of the detached mount is the root of the attached one.
-    Ok(Root::new(sources.root.try_clone().at(MOUNT_ROOT, "duplicate")?))
-}
-
-fn pivot(root: &Root, plan: &Plan) -> Result<(), Error> {
-    const STAGE: &str = "pivot into the root file system";
-    rustix::process::pivot_root(".", ".").at(STAGE, "pivot_root")?;
-    // Now `.` is the old root, stacked over the new one. It is a slave: unmounting it does not reach the host.
-    unmount(".", UnmountFlags::DETACH).at(STAGE, "detach the old root")?;
-    rustix::process::chdir("/").at(STAGE, "change to /")?;
-    if let Some(p) = plan.root_propagation {
-        crate::sys::mount::set(root.fd(), p.into(), None).at(STAGE, "set rootfsPropagation")?;
-    }
-    Ok(())
+    Ok((Root::new(sources.root.try_clone().at(MOUNT_ROOT, "duplicate")?), jail))
 }

@@ -26,6 +26,7 @@ mod aside;
 mod dev;
 mod gate;
 mod init;
+mod jail;
 mod mask;
 mod mounts;
 mod net_devices;

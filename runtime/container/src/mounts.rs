@@ -12,10 +12,10 @@ use rustix::mount::{
 
 use crate::create::Creation;
 use crate::error::{At, Error};
-use crate::options::Options;
+use crate::options::{Idmap, Options};
 use crate::plan::{From, Mount};
 use crate::root::Root;
-use crate::sources::{Source, Sources, attributes, birth_attributes, change};
+use crate::sources::{Source, Sources, attributes, birth_attributes, change, configure, map_ids};
 use crate::sys::mount::{Change, attr, set};
 use crate::{label, overlay};
 
@@ -37,6 +37,7 @@ pub(crate) fn attach_all(
                 let label = c.plan.mount_label.as_deref();
                 attach_groups(root, mount, (groups, label), &stage)?;
             }
+            Source::Inside(users) => attach_inside(root, mount, users.as_ref(), &stage)?,
             Source::Later if mount.from == From::Root => attach_own(root, mount, &stage)?,
             Source::Later => {
                 let label = c.plan.mount_label.as_deref();
@@ -93,6 +94,28 @@ fn attach_own(root: &Root, mount: &Mount, stage: &str) -> Result<(), Error> {
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(&place, "", flags).at(stage, "clone the directory")?;
+    move_onto(&tree, &place).at(stage, "attach")
+}
+
+/// A tree of the root as it is by now, at another place of it.
+fn attach_inside(
+    root: &Root,
+    mount: &Mount,
+    users: Option<&OwnedFd>,
+    stage: &str,
+) -> Result<(), Error> {
+    let From::Inside(path) = &mount.from else { return Ok(()) };
+    let source = root.place(path).at(stage, format!("open {} in the root", path.display()))?;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, mount.options.recursive);
+    let tree = open_tree(&source, "", flags).at(stage, format!("clone {}", path.display()))?;
+    if let Some(users) = users {
+        map_ids(&tree, users.as_fd(), mount.options.idmap == Idmap::Recursive, stage)?;
+    }
+    configure(&tree, &mount.options, stage)?;
+    let place = place_for(root, mount, &tree, stage)?;
     move_onto(&tree, &place).at(stage, "attach")
 }
 

@@ -26,11 +26,23 @@ pub(crate) struct Sources {
     pub(crate) root: OwnedFd,
     /// One per mount of the plan.
     pub(crate) mounts: Vec<Source>,
-    /// Joined by the creator, all but the user namespace.
+    /// Joined by the creator, all but those of users and mounts.
     pub(crate) joins: Vec<(Namespace, OwnedFd)>,
+    pub(crate) view: View,
     /// One per node of `dev::nodes`: the host's, where init may not make it.
     pub(crate) devices: Vec<Option<OwnedFd>>,
     pub(crate) groups: cgroup::Joins,
+}
+
+/// Which mounts the container lives among.
+#[derive(Debug)]
+pub(crate) enum View {
+    /// A copy of the host's, that it is taken out of.
+    Own,
+    /// Those of a namespace that is there: joined by init when it needs the host's files no more.
+    Joined(OwnedFd),
+    /// The caller's: its mounts show there until they are unmounted.
+    Shared,
 }
 
 #[derive(Debug)]
@@ -39,6 +51,8 @@ pub(crate) enum Source {
     Tree(OwnedFd),
     /// The container's own v1 groups: name and detached tree.
     Groups(Vec<(String, OwnedFd)>),
+    /// Cloned by init from its own tree, and id-mapped by this user namespace.
+    Inside(Option<OwnedFd>),
     /// Made by init, in its namespaces.
     Later,
 }
@@ -56,13 +70,26 @@ pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Source
     let mounts =
         c.plan.mounts.iter().map(|m| source(c, m, &mut pinned)).collect::<Result<_, _>>()?;
     let mut joins = Vec::new();
+    let mut view = match c.plan.namespaces.makes(Namespace::Mount) {
+        true => View::Own,
+        false => View::Shared,
+    };
     for (kind, path) in &c.plan.namespaces.join {
         if *kind == Namespace::User || *kind == Namespace::Net && c.netns.is_some() {
             continue;
         }
         let fd = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .at("join namespaces", format!("open {}", path.display()))?;
-        joins.push((*kind, fd));
+        match kind {
+            Namespace::Mount if is_own(&fd)? => {}
+            // Labels are written to the /proc that is seen then, which is somebody's there.
+            Namespace::Mount if label.or(c.plan.process.selinux.as_deref()).is_some() => {
+                let why = "SELinux labels need a mount namespace of the container's own";
+                return Err(Error::new("join namespaces", why));
+            }
+            Namespace::Mount => view = View::Joined(fd),
+            _ => joins.push((*kind, fd)),
+        }
     }
     if let Some(netns) = c.netns {
         joins.push((
@@ -84,7 +111,15 @@ pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Source
         None => c.node.joins(&c.plan.cgroup),
     };
     let groups = groups.map_err(|e| Error::new("join the cgroup", e.to_string()))?;
-    Ok(Sources { root, mounts, joins, devices, groups })
+    Ok(Sources { root, mounts, joins, view, devices, groups })
+}
+
+/// Whether a mount namespace is the caller's, whose root must not be pivoted away.
+fn is_own(namespace: &OwnedFd) -> Result<bool, Error> {
+    const STAGE: &str = "join namespaces";
+    let its = rustix::fs::fstat(namespace).at(STAGE, "stat the mount namespace")?;
+    let own = rustix::fs::stat("/proc/self/ns/mnt").at(STAGE, "stat /proc/self/ns/mnt")?;
+    Ok((its.st_dev, its.st_ino) == (own.st_dev, own.st_ino))
 }
 
 /// The user namespaces by which mounts are id-mapped, each made once.
@@ -129,6 +164,15 @@ fn source(c: &Creation<'_>, mount: &Mount, pinned: &mut Pinned<'_>) -> Result<So
     let stage = format!("mount {}", mount.destination.display());
     match &mount.from {
         From::New { .. } | From::Root => Ok(Source::Later),
+        From::Inside(_) if mount.options.idmap == Idmap::No => Ok(Source::Inside(None)),
+        From::Inside(_) if pinned.users.is_some() => Err(Error::new(
+            stage,
+            "a tree of the container's own cannot be id-mapped in a user namespace: only the host may do that",
+        )),
+        From::Inside(_) => {
+            let users = pinned.get(&mount.mappings, &stage)?.try_clone_to_owned();
+            Ok(Source::Inside(Some(users.at(&stage, "duplicate its user namespace")?)))
+        }
         From::Cgroup if c.node.is_v2() => Ok(Source::Later),
         From::Cgroup => groups(c, &stage).map(Source::Groups),
         From::Bind(path) => {
@@ -190,7 +234,7 @@ pub(crate) fn map_ids(
 }
 
 /// Attributes and propagation of a tree that is attached nowhere yet. Unless asked, nothing propagates.
-fn configure(tree: &OwnedFd, o: &Options, stage: &str) -> Result<(), Error> {
+pub(crate) fn configure(tree: &OwnedFd, o: &Options, stage: &str) -> Result<(), Error> {
     let private = Propagation { kind: Kind::Private, recursive: true };
     change(tree, stage, o.propagation.unwrap_or(private).into())?;
     attributes(tree, o, stage)

@@ -120,6 +120,9 @@ pub(crate) struct CreateArgs {
     /// Give the container so many descriptors beyond 2
     #[arg(long, default_value_t = 0)]
     pub(crate) preserve_fds: u32,
+    /// Move the root over `/` instead of pivoting into it: only for hosts that run from a ramdisk, which cannot pivot.
+    /// The host's files stay below the container's root, out of sight but not unmounted: who gets all capabilities there
+    /// may come to them
     #[arg(long)]
     pub(crate) no_pivot: bool,
 }

@@ -21,7 +21,7 @@ use rustix::net::{
 use crate::cli::{Cli, CreateArgs, RunArgs};
 use crate::error::Error;
 use crate::state::{self, Record, Status};
-use crate::{bundle, end, log, scope, seccomp, terminal};
+use crate::{bundle, end, log, scope, seccomp, shown, terminal};
 
 pub(crate) fn create(cli: &Cli, args: &CreateArgs) -> Result<(), Error> {
     make(cli, args, Console::Socket, Go::ByStart, &Hierarchies::detect()?).map(drop)
@@ -88,9 +88,6 @@ fn make(
     go: Go,
     node: &Hierarchies,
 ) -> Result<Made, Error> {
-    if args.no_pivot {
-        return Err(Error::Unsupported("--no-pivot: the root is always pivoted into"));
-    }
     let (spec, bundle) = bundle::open(&args.bundle)?;
     let rootfs = bundle::rootfs(&spec, &bundle)?;
     let wants_terminal = spec.process.as_ref().is_some_and(|p| p.terminal);
@@ -134,7 +131,7 @@ impl Order<'_> {
             ..container::own_facts()
         };
         let unit = scope::unit(self.cli, self.spec, &self.args.id)?;
-        let mut plan = container::plan(self.spec, &facts)?;
+        let mut plan = container::plan(self.spec, &facts)?.at(self.bundle, &self.rootfs);
         if let Some(unit) = &unit {
             plan.cgroup = unit.group();
         }
@@ -145,7 +142,13 @@ impl Order<'_> {
         if is_frozen(node, &plan.cgroup) {
             return Err(Error::Frozen { id: self.args.id.clone(), group: plan.cgroup });
         }
+        // Only without a mount namespace of its own does anything of the container show there.
+        let shared = !plan.namespaces.makes(Namespace::Mount);
+        let before = shared.then(|| shown::mount_at(&self.rootfs)).transpose()?;
+        let ours =
+            || shown::mount_at(&self.rootfs).ok().filter(|id| before.is_some_and(|b| b != *id));
         let undo = |_: &Error| {
+            let _ = ours().map(|id| shown::take_away(&self.rootfs, id));
             end::clear_group(node, &plan.cgroup, unit.as_ref());
             let _ = container::rdt::remove(&rdt_of(&plan));
         };
@@ -156,6 +159,7 @@ impl Order<'_> {
         drop(scope); // the container holds it now
         let mut record = self.record(&plan, pid, seccomp.map(|(kept, _)| kept));
         record.scope = unit.as_ref().map(|unit| unit.scope.clone());
+        record.shown = ours();
         let finished = record.save(self.dir).and_then(|()| self.hand_over(pid, master));
         finished.map(|master| Made { record, master, channel }).inspect_err(undo)
     }
@@ -189,6 +193,7 @@ impl Order<'_> {
             extras: Extras {
                 preserve_fds: self.args.preserve_fds,
                 keep_keyring: self.args.no_new_keyring,
+                no_pivot: self.args.no_pivot,
             },
         };
         // The connection to systemd may have threads, of which only a fork is free.
@@ -217,6 +222,7 @@ impl Order<'_> {
             created: state::now(),
             cgroup: plan.cgroup.clone(),
             scope: None,
+            shown: None,
             rdt: rdt_of(plan),
             own_pids: plan.namespaces.makes(Namespace::Pid),
             annotations: self.spec.annotations.clone().unwrap_or_default(),

@@ -10,7 +10,7 @@ use container::sys::process::signal;
 use crate::cli::{Cli, DeleteArgs, KillArgs};
 use crate::error::Error;
 use crate::state::{self, Record, Status};
-use crate::{log, scope};
+use crate::{log, scope, shown};
 
 /// A group that is busy longer than this after its kill holds a process that cannot end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -60,6 +60,9 @@ pub(crate) fn remove(cli: &Cli, record: &Record, node: &Hierarchies) -> Result<(
     clear(node, &record.cgroup)?;
     if let Some(unit) = &record.scope {
         scope::stop(unit)?;
+    }
+    if let Some(id) = record.shown {
+        shown::take_away(&record.rootfs, id)?;
     }
     container::rdt::remove(&record.rdt)?;
     let dir = state::dir(cli, &record.id)?;

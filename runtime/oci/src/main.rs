@@ -11,6 +11,7 @@ mod log;
 mod scope;
 mod sealed;
 mod seccomp;
+mod shown;
 mod spec;
 mod state;
 mod terminal;

@@ -27,6 +27,9 @@ pub(crate) struct Record {
     /// The unit of systemd whose group it is.
     #[serde(default)]
     pub(crate) scope: Option<String>,
+    /// The mount of its root among the caller's, when it has no mount namespace of its own.
+    #[serde(default)]
+    pub(crate) shown: Option<u64>,
     /// Directories of resctrl that were made for it alone, innermost first.
     #[serde(default)]
     pub(crate) rdt: Vec<PathBuf>,

@@ -68,6 +68,14 @@ pub struct Plan {
     pub hooks: Hooks,
 }
 
+impl Plan {
+    /// Where its root file system is on the host, for mounts that are named by that path.
+    pub fn at(mut self, bundle: &Path, rootfs: &Path) -> Self {
+        self.mounts.iter_mut().for_each(|mount| mount.within(bundle, rootfs));
+        self
+    }
+}
+
 /// Decides everything about a container.
 pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
     let empty = spec::Linux::default();

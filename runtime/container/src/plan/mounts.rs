@@ -1,6 +1,6 @@
 //! The mounts and device nodes of a container, decided.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::namespaces::Mappings;
 use crate::error::Error;
@@ -24,6 +24,8 @@ pub struct Mount {
 pub enum From {
     /// A tree of the host (or of another container).
     Bind(PathBuf),
+    /// A tree of the container's own, at this place in its root, with what is mounted there by then.
+    Inside(PathBuf),
     /// A new instance of a file system type, with its source string.
     New { kind: String, source: String },
     /// The container's own control groups.
@@ -108,6 +110,27 @@ pub(super) fn mount(m: &spec::Mount, own_users: bool, label: Option<&str>) -> Re
         }
     }
     Ok(Mount { destination, from, options, mappings })
+}
+
+impl Mount {
+    /// A destination or a source that is named by its path on the host, below the root file system, means the
+    /// container's own place.
+    pub(super) fn within(&mut self, bundle: &Path, rootfs: &Path) {
+        let inside = |path: &Path| {
+            let own = path.strip_prefix(rootfs).ok()?;
+            // A path that climbs out again is the host's.
+            let stays = !own.components().any(|c| c == Component::ParentDir);
+            stays.then(|| Path::new("/").join(own))
+        };
+        if let Some(own) = inside(&self.destination) {
+            self.destination = own;
+        }
+        if let From::Bind(path) = &self.from
+            && let Some(own) = inside(&bundle.join(path))
+        {
+            self.from = From::Inside(own);
+        }
+    }
 }
 
 pub(super) fn device(d: &spec::Device) -> Result<Node, Error> {

@@ -126,13 +126,9 @@ pub(super) fn namespaces(linux: &spec::Linux) -> Result<Namespaces, Error> {
             None => out.new |= kind as u64,
         }
     }
-    if out.joins(Namespace::Mount) {
-        let why =
-            "joining a mount namespace is not supported: the root file system would show in it";
-        return Err(Error::new(FIELD, why));
-    }
-    if !out.makes(Namespace::Mount) {
-        return Err(Error::new(FIELD, "a container needs a mount namespace of its own"));
+    // Whose mounts they are, the root of a user namespace may not change.
+    if out.has(Namespace::User) && !out.has(Namespace::Mount) {
+        return Err(Error::new(FIELD, "with a user namespace, one of mounts is needed, too"));
     }
     Ok(out)
 }

@@ -50,14 +50,37 @@ fn each_namespace_is_made_or_joined_as_asked() {
 }
 
 #[test]
-fn a_container_without_a_mount_namespace_is_refused() {
+fn mounts_are_shared_where_no_namespace_says_otherwise_but_not_from_a_user_namespace() {
     let bare = spec(r#"{"process":{"args":["x"],"cwd":"/"}}"#);
-    assert!(
-        plan(&bare, &Facts::default())
-            .expect_err("shares the host's mounts")
-            .message
-            .contains("mount namespace")
-    );
+    let plan_bare = plan(&bare, &Facts::default()).expect("shares the caller's mounts");
+    assert_eq!(plan_bare.namespaces, Namespaces::default());
+    let id = r#"[{"containerID":0,"hostID":9,"size":1}]"#;
+    let users = spec(&format!(
+        r#"{{"process":{{"args":["x"],"cwd":"/"}},"linux":{{"namespaces":[{{"type":"user"}}],
+        "uidMappings":{id},"gidMappings":{id}}}}}"#
+    ));
+    let error = plan(&users, &Facts::default()).expect_err("it may not mount there");
+    assert_eq!(error.stage, "linux.namespaces");
+}
+
+#[test]
+fn mounts_named_by_the_path_of_the_root_are_the_containers_own() {
+    let json = r#","mounts":[
+        {"destination":"/b/r/x","source":"/b/r/y","options":["bind"]},
+        {"destination":"/x","source":"r/y","options":["bind"]},
+        {"destination":"/x","source":"/b/r/../y","options":["bind"]},
+        {"destination":"/x","source":"/b/rest","options":["bind"]},
+        {"destination":"/b/r","type":"tmpfs"}]"#;
+    let plan = with("", json).expect("plan").at(Path::new("/b"), Path::new("/b/r"));
+    let got: Vec<_> = plan.mounts.into_iter().map(|m| (m.destination, m.from)).collect();
+    let want = [
+        ("/x", From::Inside("/y".into())),
+        ("/x", From::Inside("/y".into())),
+        ("/x", From::Bind("/b/r/../y".into())),
+        ("/x", From::Bind("/b/rest".into())),
+        ("/", From::New { kind: "tmpfs".into(), source: String::new() }),
+    ];
+    assert_eq!(got, want.map(|(to, from)| (PathBuf::from(to), from)));
 }
 
 #[test]

@@ -7,5 +7,5 @@ mod hostile;
 mod real_systemd;
 mod systemd;
 mod users;
-mod words;
+mod views;
 mod words;
