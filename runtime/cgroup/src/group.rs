@@ -162,6 +162,23 @@ impl Hierarchies {
         Ok(joins)
     }
 
+    /// On v2, the group that process `pid` is in by now: where a container manages its own groups, its first one may be
+    /// for groups only, or gone.
+    ///
+    /// # Errors
+    /// There is no v2 tree, or the group is not below what this process sees of it.
+    pub fn joins_of(&self, pid: i32) -> Result<Joins, Error> {
+        let file = format!("/proc/{pid}/cgroup");
+        let text = fs::read_to_string(&file).map_err(|e| Error::file("read", &file, e))?;
+        let group = text.lines().find_map(|line| line.strip_prefix("0::"));
+        let missing = || Error::BadPath(format!("{file} names no group of a v2 tree"));
+        let group = group.ok_or_else(missing)?;
+        check(group)?;
+        let dir = self.unified_dir(group).ok_or_else(missing)?;
+        let fd = fs::File::open(&dir).map_err(|e| Error::file("open", dir, e))?;
+        Ok(Joins { tasks: Vec::new(), born: Some(fd.into()) })
+    }
+
     /// As `joins`, for a process that may not be born in a group of the host's, because its maker has the powers of
     /// a user namespace only: the v2 group is joined by writing, too, which an open file allows.
     pub fn written_joins(&self, group: &str) -> Result<Joins, Error> {

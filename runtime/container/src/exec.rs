@@ -50,28 +50,37 @@ pub fn enter(e: &Entry<'_>) -> Result<i32, Error> {
     let init =
         Pid::from_raw(e.init_pid).ok_or_else(|| Error::new(STAGE, "the container has no init"))?;
     let init = pidfd_open(init, PidfdFlags::empty()).at(STAGE, "find the container's init")?;
+    let failed = |e: cgroup::Error| Error::new(STAGE, format!("adding pid to its cgroups: {e}"));
     let groups = match e.tracker {
         Some(tracker) => e.node.tracked_joins(e.cgroup, tracker),
         None => e.node.joins_below(e.cgroup, e.below),
     };
-    let groups =
-        groups.map_err(|e| Error::new(STAGE, format!("adding pid to its cgroups: {e}")))?;
+    let asked = e.tracker.is_some() || !e.below.is_empty();
+    let follow = !asked && e.node.is_v2();
+    let groups = match groups {
+        Err(_) if follow => e.node.joins_of(e.init_pid),
+        other => other,
+    };
+    let groups = groups.map_err(failed)?;
     move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::PROCESS_ID)
         .at(STAGE, "join its pid namespace")?;
     if let [Some(cpus), _] = &e.process.schedule.exec_cpus {
         set_cpus(cpus).at("CPU affinity", format!("set {cpus:?}"))?;
     }
-    let args = CloneArgs {
-        namespaces: 0,
-        sibling: e.sibling,
-        cgroup: groups.born.as_ref().map(AsRawFd::as_raw_fd),
+    let start = |groups: &cgroup::Joins| {
+        let cgroup = groups.born.as_ref().map(AsRawFd::as_raw_fd);
+        clone(CloneArgs { namespaces: 0, sibling: e.sibling, cgroup }, || {
+            let Err(error) = become_it(e, init.as_fd(), groups);
+            channel::say_failed(e.channel, &error);
+            1
+        })
     };
-    clone(args, || {
-        let Err(error) = become_it(e, init.as_fd(), &groups);
-        channel::say_failed(e.channel, &error);
-        1
-    })
-    .at(STAGE, "clone")
+    let started = match start(&groups) {
+        // It holds groups with limits of their own by now, and no processes: where init has gone, others may.
+        Err(Errno::BUSY) if follow => start(&e.node.joins_of(e.init_pid).map_err(failed)?),
+        other => other,
+    };
+    started.at(STAGE, format!("adding pid to cgroups: clone into {}", e.cgroup))
 }
 
 fn become_it(

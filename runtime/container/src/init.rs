@@ -18,7 +18,7 @@ use crate::process::{self, Domain, Ending};
 use crate::root::Root;
 use crate::sources::{Sources, View};
 use crate::sys::process::{close_all_except, set_stdio, unshare};
-use crate::sys::schedule;
+use crate::sys::{schedule, signals};
 use crate::{channel, dev, label, mask, mounts, users};
 
 /// Runs in the new process; returns only when something failed or the parent is gone. `own_users`: in a user
@@ -112,6 +112,10 @@ fn build_and_become(
     let ours = [Some(c.channel), sealed, listener, terminal.as_ref().map(AsFd::as_fd)];
     let keep: Vec<_> = (0..first).chain(ours.iter().flatten().map(AsRawFd::as_raw_fd)).collect();
     close_all_except(&keep);
+    if listener.is_some() {
+        // Who does not start it after all may end it as any program; what it becomes has its own handlers.
+        signals::end_by(&[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM]);
+    }
     channel::say_ready(c.channel, terminal.as_ref().map(AsFd::as_fd))?;
     drop(terminal);
 

@@ -180,7 +180,16 @@ fn filter(end: &Ending<'_>) -> Result<(), Error> {
 
 fn scheduling(s: &Schedule) -> Result<(), Error> {
     if let Some(scheduler) = &s.scheduler {
-        schedule::set_scheduler(scheduler).at("scheduler", format!("set {scheduler:?}"))?;
+        schedule::set_scheduler(scheduler).map_err(|e| {
+            let hint = match e {
+                Errno::PERM if scheduler.policy == schedule::DEADLINE => {
+                    " (this process scheduler can't be used together with AllowedCPUs: it takes all CPUs of the node)"
+                }
+                _ => "",
+            };
+            let why = crate::error::words(&e.into());
+            Error::new("scheduler", format!("set {scheduler:?}: {why}{hint}"))
+        })?;
     }
     match s.io_priority {
         None => Ok(()),

@@ -5,6 +5,9 @@ use rustix::io::Errno;
 use super::process::checked;
 use crate::plan::{MemoryPolicy, Scheduler};
 
+/// SCHED_DEADLINE of `linux/sched.h`.
+pub(crate) const DEADLINE: u32 = 6;
+
 pub(crate) fn set_scheduler(s: &Scheduler) -> Result<(), Errno> {
     #[repr(C)]
     struct Attr {

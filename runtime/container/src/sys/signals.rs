@@ -32,6 +32,19 @@ pub fn unblock_all_signals() {
     }
 }
 
+/// Ends this process by one of these, also where it is the first of its pid namespace: there the kernel passes on only
+/// what it has a handler for.
+pub fn end_by(signals: &[i32]) {
+    extern "C" fn end(number: libc::c_int) {
+        // SAFETY: `_exit` may be called in a handler and does not return.
+        unsafe { libc::_exit(128 + number) }
+    }
+    for number in signals {
+        // SAFETY: the handler makes one call that is safe there.
+        unsafe { libc::signal(*number, end as *const () as libc::sighandler_t) };
+    }
+}
+
 /// Sleeps until any signal that can be blocked is pending and takes it.
 pub fn wait_any_signal() -> i32 {
     // SAFETY: `set` is initialised by sigfillset; no information about the signal is asked for.

@@ -57,6 +57,27 @@ fn exec_works_before_start_and_its_own_failures_have_their_code() {
 }
 
 #[test]
+fn a_container_that_is_not_started_ends_by_the_signals_that_end_programs() {
+    let Some(b) = Bundle::new("created-term", "true") else { return };
+    for signal in ["TERM", "INT", "HUP"] {
+        assert!(b.oci_to_file(&["create", &b.id]).0);
+        assert!(b.oci(&["kill", &b.id, "WINCH"]).status.success());
+        assert_eq!(b.status(), "created");
+        assert!(b.oci(&["kill", &b.id, signal]).status.success());
+        b.ends();
+        assert!(b.oci(&["delete", &b.id]).status.success());
+    }
+    // The program has its own say.
+    b.change(|c| c["process"]["args"] = json!(["sleep", "1000"]));
+    assert!(b.oci_to_file(&["run", "-d", &b.id]).0);
+    b.waits_for_sleep(b.pid());
+    let status = fs::read_to_string(format!("/proc/{}/status", b.pid())).expect("status");
+    let line = |name: &str| status.lines().find(|l| l.starts_with(name)).map(str::to_owned);
+    assert_eq!(line("SigCgt"), Some("SigCgt:\t0000000000000000".into()), "{status}");
+    assert!(b.oci(&["delete", "-f", &b.id]).status.success());
+}
+
+#[test]
 fn a_group_that_is_in_use_is_not_shared() {
     let Some(a) = Bundle::new("group-a", "exec sleep 1000") else { return };
     let Some(b) = Bundle::new("group-b", "true") else { return };
