@@ -113,6 +113,8 @@ fn build_and_become(
     let keep: Vec<_> = (0..first).chain(ours.iter().flatten().map(AsRawFd::as_raw_fd)).collect();
     close_all_except(&keep);
     if listener.is_some() {
+        // Engines that create and start by two commands expect to hear of a wrong one from the first.
+        process::look_for_program(&plan.process)?;
         // Who does not start it after all may end it as any program; what it becomes has its own handlers.
         signals::end_by(&[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM]);
     }

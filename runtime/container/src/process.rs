@@ -331,6 +331,12 @@ fn home_of(passwd: &[u8], uid: u32) -> Option<Vec<u8>> {
     })
 }
 
+/// Whether there is a program, as far as root can tell.
+pub(crate) fn look_for_program(p: &Process) -> Result<(), Error> {
+    let path = find(&p.args[0], &p.env)?;
+    runnable(&path).map_err(|errno| refused(&p.args[0], Some(&path), errno))
+}
+
 /// Where `name` is: itself when it has a slash, else the first executable of that name in PATH.
 fn find(name: &CStr, env: &[CString]) -> Result<CString, Error> {
     let shown = name.to_string_lossy();

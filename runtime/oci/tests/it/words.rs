@@ -53,5 +53,9 @@ fn a_program_that_cannot_run_is_told_in_the_words_that_exit_codes_are_made_of() 
         let out = b.oci(&["run", &b.id]);
         assert!(text(&out.stderr).contains(want), "{program}: {out:?}");
         assert_eq!(out.status.code(), Some(1), "{program}");
+        // What is seen without running it, is seen before there is a container.
+        let seen = !["/no-interpreter", "/strange"].contains(&program);
+        assert_eq!(b.oci_to_file(&["create", &b.id]).0, !seen, "{program}");
+        assert!(b.oci(&["delete", "-f", &b.id]).status.success());
     }
 }
