@@ -21,7 +21,7 @@ use rustix::net::{
 use crate::cli::{Cli, CreateArgs, RunArgs};
 use crate::error::Error;
 use crate::state::{self, Record, Status};
-use crate::{bundle, end, log, scope, seccomp, shown, terminal};
+use crate::{bundle, end, handed, log, scope, seccomp, shown, terminal};
 
 pub(crate) fn create(cli: &Cli, args: &CreateArgs) -> Result<(), Error> {
     make(cli, args, Console::Socket, Go::ByStart, &Hierarchies::detect()?).map(drop)
@@ -88,6 +88,8 @@ fn make(
     go: Go,
     node: &Hierarchies,
 ) -> Result<Made, Error> {
+    let sockets = handed::sockets();
+    handed::check(sockets.saturating_add(args.preserve_fds))?;
     let (spec, bundle) = bundle::open(&args.bundle)?;
     let rootfs = bundle::rootfs(&spec, &bundle)?;
     let wants_terminal = spec.process.as_ref().is_some_and(|p| p.terminal);
@@ -103,7 +105,7 @@ fn make(
         other => other.map_err(Error::file("make", &dir))?,
     }
     let (spec, bundle, dir) = (&spec, &*bundle, &*dir);
-    let order = Order { cli, args, spec, bundle, rootfs, dir, console, go, node };
+    let order = Order { cli, args, sockets, spec, bundle, rootfs, dir, console, go, node };
     order.make().inspect_err(|_| {
         let _ = fs::remove_dir_all(dir); // what failed is the message; this is only tidiness
     })
@@ -112,6 +114,8 @@ fn make(
 struct Order<'a> {
     cli: &'a Cli,
     args: &'a CreateArgs,
+    /// Come before those that are preserved.
+    sockets: u32,
     spec: &'a Spec,
     bundle: &'a Path,
     rootfs: PathBuf,
@@ -132,6 +136,7 @@ impl Order<'_> {
         };
         let unit = scope::unit(self.cli, self.spec, &self.args.id)?;
         let mut plan = container::plan(self.spec, &facts)?.at(self.bundle, &self.rootfs);
+        plan.process.env.extend(handed::environment(self.sockets));
         if let Some(unit) = &unit {
             plan.cgroup = unit.group();
         }
@@ -174,6 +179,7 @@ impl Order<'_> {
         let listener = listener.as_ref().map(AsFd::as_fd);
         let (ours, theirs) = channel_pair()?;
         let stdio = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+        let handed = self.sockets.saturating_add(self.args.preserve_fds);
         let creation = Creation {
             id: &self.args.id,
             bundle: self.bundle,
@@ -191,7 +197,7 @@ impl Order<'_> {
             start: listener.map_or(Start::Channel, Start::Listener),
             sibling: false,
             extras: Extras {
-                preserve_fds: self.args.preserve_fds,
+                preserve_fds: handed,
                 keep_keyring: self.args.no_new_keyring,
                 no_pivot: self.args.no_pivot,
             },
@@ -199,10 +205,10 @@ impl Order<'_> {
         // The connection to systemd may have threads, of which only a fork is free.
         if creation.spares_its_creator() && !self.cli.systemd_cgroup {
             let own = [ours.as_fd(), theirs.as_fd()].into_iter().chain(listener);
-            close_all_except(&kept(self.args.preserve_fds, own));
+            close_all_except(&kept(handed, own));
             container::create(&creation)?;
         } else {
-            let keep = kept(self.args.preserve_fds, [theirs.as_fd()].into_iter().chain(listener));
+            let keep = kept(handed, [theirs.as_fd()].into_iter().chain(listener));
             let creation = Creation { sibling: true, ..creation };
             fork(|| run_creator(&creation, &keep)).map_err(Error::system("fork"))?;
         }

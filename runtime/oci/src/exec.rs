@@ -12,9 +12,10 @@ use crate::cli::{Cli, ExecArgs};
 use crate::create::{channel_pair, kept};
 use crate::error::Error;
 use crate::state::{self, Record, Status};
-use crate::{bundle, log, seccomp, terminal};
+use crate::{bundle, handed, log, seccomp, terminal};
 
 pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
+    handed::check(args.preserve_fds)?;
     let record = state::load(cli, &args.id)?;
     let node = Hierarchies::detect()?;
     match record.status(cli, &node) {

@@ -7,6 +7,7 @@ mod end;
 mod error;
 mod exec;
 mod features;
+mod handed;
 mod log;
 mod scope;
 mod sealed;

@@ -78,6 +78,34 @@ fn a_container_that_is_not_started_ends_by_the_signals_that_end_programs() {
 }
 
 #[test]
+fn sockets_of_a_service_manager_and_descriptors_of_the_caller_are_the_containers() {
+    let script = "echo $LISTEN_FDS $LISTEN_PID; for fd in 3 4 5; do readlink /proc/self/fd/$fd || echo none; done";
+    let Some(b) = Bundle::new("handed", script) else { return };
+    for name in ["first", "second"] {
+        fs::write(b.dir.path().join(name), "").expect("write");
+    }
+    let run = |fds: &str, pid: &str, preserve: &str| {
+        // A shell opens them, and becomes the command line with its own pid.
+        let script = format!(
+            "export LISTEN_FDS={fds} LISTEN_PID={pid}; exec \"$0\" \"$@\" 3<first 4<second"
+        );
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_lapstrake-oci"), "--root"]);
+        command.arg(b.dir.path().join("root")).args(["run", "--preserve-fds", preserve, &b.id]);
+        command.current_dir(b.dir.path()).output().expect("run")
+    };
+    let out = run("1", "$$", "1");
+    let lines: Vec<String> = text(&out.stdout).lines().map(str::to_owned).collect();
+    assert!(lines[0] == "1 1" && lines[1].ends_with("/first"), "{out:?}");
+    assert!(lines[2].ends_with("/second") && lines[3] == "none", "{out:?}");
+    // Meant for another process: not even told of.
+    let out = run("1", "1", "0");
+    assert_eq!(text(&out.stdout), "\nnone\nnone\nnone\n", "{out:?}");
+    let out = run("2", "$$", "1");
+    assert!(text(&out.stderr).contains("descriptor 5 of 3"), "{out:?}");
+}
+
+#[test]
 fn a_group_that_is_in_use_is_not_shared() {
     let Some(a) = Bundle::new("group-a", "exec sleep 1000") else { return };
     let Some(b) = Bundle::new("group-b", "true") else { return };
