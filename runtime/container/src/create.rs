@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{At, Error};
 use crate::gate::Gate;
+use crate::mapper::Mapper;
 use crate::plan::{Namespace, Plan};
 use crate::sources::{self, Sources};
 use crate::sys::process::{CloneArgs, clone};
@@ -141,7 +142,7 @@ impl Creation<'_> {
 pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     limit(c)?;
     let users = Users::of(c)?;
-    let sources = sources::open_all(c, users.as_ref())?;
+    let mut sources = sources::open_all(c, users.as_ref())?;
     if let Stdio::Pipes(fds) = c.stdio {
         let uid = c.plan.process.uid;
         own_pipes(&fds, users.as_ref().map_or(Some(uid), |u| u.mappings.host_uid(uid)));
@@ -167,10 +168,10 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     let own_users = users.is_some();
     let pid = clone(args, || run_init(c, &sources, own_users, gate.as_ref()))
         .at("clone init", format!("clone3 with namespaces {namespaces:#x}"))?;
-    match gate {
-        None => Ok(pid),
-        Some(gate) => gate.open(pid).map(|()| pid),
-    }
+    let passed = gate.map_or(Ok(()), |gate| gate.open(pid));
+    // After the gate, whose keeper has copies.
+    sources.mapper.take().into_iter().for_each(Mapper::end);
+    passed.map(|()| pid)
 }
 
 /// Non-root users must be able to reopen `/dev/stderr`, which is the pipe. Best effort: it may be a file of others.

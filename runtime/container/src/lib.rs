@@ -27,6 +27,7 @@ mod dev;
 mod gate;
 mod init;
 mod jail;
+mod mapper;
 mod mask;
 mod mounts;
 mod net_devices;

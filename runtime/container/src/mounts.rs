@@ -12,10 +12,13 @@ use rustix::mount::{
 
 use crate::create::Creation;
 use crate::error::{At, Error};
+use crate::mapper::Mapper;
 use crate::options::{Idmap, Options};
 use crate::plan::{From, Mount};
 use crate::root::Root;
-use crate::sources::{Source, Sources, attributes, birth_attributes, change, configure, map_ids};
+use crate::sources::{
+    Source, Sources, attributes, birth_attributes, change, configure, map_ids, unmapped,
+};
 use crate::sys::mount::{Change, attr, set};
 use crate::{label, overlay};
 
@@ -37,7 +40,9 @@ pub(crate) fn attach_all(
                 let label = c.plan.mount_label.as_deref();
                 attach_groups(root, mount, (groups, label), &stage)?;
             }
-            Source::Inside(users) => attach_inside(root, mount, users.as_ref(), &stage)?,
+            Source::Inside(users) => {
+                attach_inside(root, mount, (users.as_ref(), sources.mapper.as_ref()), &stage)?;
+            }
             Source::Later if mount.from == From::Root => attach_own(root, mount, &stage)?,
             Source::Later => {
                 let label = c.plan.mount_label.as_deref();
@@ -45,6 +50,7 @@ pub(crate) fn attach_all(
             }
         }
     }
+    sources.mapper.iter().for_each(Mapper::leave);
     Ok(open)
 }
 
@@ -101,7 +107,7 @@ fn attach_own(root: &Root, mount: &Mount, stage: &str) -> Result<(), Error> {
 fn attach_inside(
     root: &Root,
     mount: &Mount,
-    users: Option<&OwnedFd>,
+    (users, mapper): (Option<&OwnedFd>, Option<&Mapper>),
     stage: &str,
 ) -> Result<(), Error> {
     let From::Inside(path) = &mount.from else { return Ok(()) };
@@ -111,8 +117,13 @@ fn attach_inside(
         | OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, mount.options.recursive);
     let tree = open_tree(&source, "", flags).at(stage, format!("clone {}", path.display()))?;
-    if let Some(users) = users {
-        map_ids(&tree, users.as_fd(), mount.options.idmap == Idmap::Recursive, stage)?;
+    let recursive = mount.options.idmap == Idmap::Recursive;
+    match (users, mapper) {
+        (None, _) => {}
+        (Some(users), None) => map_ids(&tree, users.as_fd(), recursive, stage)?,
+        (Some(users), Some(mapper)) => {
+            mapper.map(tree.as_fd(), users.as_fd(), recursive).map_err(|e| unmapped(e, stage))?
+        }
     }
     configure(&tree, &mount.options, stage)?;
     let place = place_for(root, mount, &tree, stage)?;

@@ -14,6 +14,7 @@ use rustix::thread::{
 
 use crate::create::{Creation, Rootfs, SharedMemory};
 use crate::error::{At, Error, words};
+use crate::mapper::Mapper;
 use crate::options::{self, Attributes, Idmap, Kind, Options, Propagation};
 use crate::plan::{From, Mappings, Mount, Namespace, Node, NodeKind};
 use crate::sys::mount::{Change, MS_PRIVATE, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, attr, set};
@@ -29,6 +30,8 @@ pub(crate) struct Sources {
     /// Joined by the creator, all but those of users and mounts.
     pub(crate) joins: Vec<(Namespace, OwnedFd)>,
     pub(crate) view: View,
+    /// Id-maps what init may not.
+    pub(crate) mapper: Option<Mapper>,
     /// One per node of `dev::nodes`: the host's, where init may not make it.
     pub(crate) devices: Vec<Option<OwnedFd>>,
     pub(crate) groups: cgroup::Joins,
@@ -111,7 +114,8 @@ pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Source
         None => c.node.joins(&c.plan.cgroup),
     };
     let groups = groups.map_err(|e| Error::new("join the cgroup", e.to_string()))?;
-    Ok(Sources { root, mounts, joins, view, devices, groups })
+    let mapper = Mapper::new(c.plan)?;
+    Ok(Sources { root, mounts, joins, view, mapper, devices, groups })
 }
 
 /// Whether a mount namespace is the caller's, whose root must not be pivoted away.
@@ -165,10 +169,6 @@ fn source(c: &Creation<'_>, mount: &Mount, pinned: &mut Pinned<'_>) -> Result<So
     match &mount.from {
         From::New { .. } | From::Root => Ok(Source::Later),
         From::Inside(_) if mount.options.idmap == Idmap::No => Ok(Source::Inside(None)),
-        From::Inside(_) if pinned.users.is_some() => Err(Error::new(
-            stage,
-            "a tree of the container's own cannot be id-mapped in a user namespace: only the host may do that",
-        )),
         From::Inside(_) => {
             let users = pinned.get(&mount.mappings, &stage)?.try_clone_to_owned();
             Ok(Source::Inside(Some(users.at(&stage, "duplicate its user namespace")?)))
@@ -224,13 +224,17 @@ pub(crate) fn map_ids(
     stage: &str,
 ) -> Result<(), Error> {
     let change = Change { set: attr::IDMAP, recursive, ..Default::default() };
-    set(tree.as_fd(), change, Some(userns)).map_err(|e| match e {
+    set(tree.as_fd(), change, Some(userns)).map_err(|e| unmapped(e, stage))
+}
+
+pub(crate) fn unmapped(errno: Errno, stage: &str) -> Error {
+    match errno {
         Errno::INVAL => Error::new(
             stage,
             "map its ids: this file system (or one below it) does not have id-mapped mounts, or is mapped already",
         ),
         e => Error::new(stage, format!("map its ids: {}", words(&e.into()))),
-    })
+    }
 }
 
 /// Attributes and propagation of a tree that is attached nowhere yet. Unless asked, nothing propagates.

@@ -169,3 +169,33 @@ fn what_a_user_namespace_cannot_have_is_refused_by_name() {
     assert!(text(&out.stderr).contains("uid and gid 0 of the container must be mapped"), "{out:?}");
     assert_eq!(b.groups(), Vec::<std::path::PathBuf>::new());
 }
+
+#[test]
+fn a_tree_of_the_containers_own_is_id_mapped_by_the_host() {
+    let script = "stat -c %u /m/file /copy/file /deep/file";
+    let Some(b) = Bundle::new("users-inside", script) else { return };
+    own_users(&b);
+    let given = b.dir.path().join("given");
+    fs::create_dir_all(given.join("below")).expect("mkdir");
+    fs::write(given.join("file"), "").expect("write");
+    let rootfs = b.dir.path().canonicalize().expect("canonical").join("rootfs");
+    b.change(|c| {
+        let list = c["mounts"].as_array_mut().expect("mounts");
+        let mut bind = |from: &Path, to: &str, options: &[&str]| {
+            list.push(json!({ "source": from, "destination": to, "options": options }));
+        };
+        bind(&given, "/m", &["bind"]);
+        bind(&given, "/m/below", &["bind"]);
+        bind(&rootfs.join("m"), "/copy", &["rbind", "idmap"]);
+        bind(&rootfs.join("m/below"), "/deep", &["bind", "idmap"]);
+    });
+    let out = b.oci(&["run", &b.id]);
+    assert_eq!(text(&out.stdout), "65534\n0\n0\n", "{out:?}");
+    b.change(|c| {
+        let list = c["mounts"].as_array_mut().expect("mounts");
+        list.push(json!({ "source": rootfs.join("copy"), "destination": "/again", "options": ["bind", "idmap"] }));
+    });
+    let out = b.oci(&["run", &b.id]);
+    assert!(text(&out.stderr).contains("mount /again: map its ids"), "{out:?}");
+    assert_eq!(b.groups(), Vec::<std::path::PathBuf>::new());
+}
