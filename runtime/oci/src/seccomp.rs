@@ -15,10 +15,11 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use ::seccomp::Program;
+use ::seccomp::{DEFAULT_FLAGS, Program};
 
 use crate::cli::Cli;
 use crate::error::Error;
+use crate::log;
 use crate::state::{Record, Status};
 
 /// What is kept of a profile with the container's record.
@@ -49,18 +50,19 @@ pub(crate) fn compile(
     // A container's id does not begin with a dot, so this is none.
     let store = seccomp::Compiler::open(cli.root.join(".seccomp"))?;
     let (code, file, flags, listener) = match store.known(text) {
-        Some((code, file)) => (code, file, 0, None),
+        Some((code, file)) => (code, file, DEFAULT_FLAGS, None),
         None => {
             let profile: LinuxSeccomp = serde_json::from_str(text)
                 .map_err(|e| Error::Seccomp(format!("linux.seccomp: {e}")))?;
             let listener = listener(&profile)?;
             let (Program { code, flags }, file) = store.spec(&profile)?;
-            if flags == 0 && listener.is_none() {
+            if flags == DEFAULT_FLAGS && listener.is_none() {
                 store.know(text, &file)?;
             }
             (code, file, flags, listener)
         }
     };
+    log::debug(cli, || format!("seccomp filter flags: {flags}"));
     // A name of the container's own, under which it stays whatever becomes of the store.
     let program = dir.join("seccomp.bpf");
     fs::hard_link(&file, &program).map_err(Error::file("link", &program))?;
@@ -78,7 +80,9 @@ fn listener(profile: &LinuxSeccomp) -> Result<Option<Listener>, Error> {
     let names: Vec<&String> = rules.flat_map(|rule| rule.names()).collect();
     // The listener's descriptor goes out by sendmsg; write tells of errors.
     if let Some(name) = names.iter().find(|n| ["sendmsg", "write"].contains(&n.as_str())) {
-        return refuse(&format!("SCMP_ACT_NOTIFY for {name} would stop the start itself"));
+        return refuse(&format!(
+            "SCMP_ACT_NOTIFY cannot be used for the {name} syscall: it would stop the start itself"
+        ));
     }
     let path = profile.listener_path().clone().filter(|p| !p.as_os_str().is_empty());
     let metadata = profile.listener_metadata().clone().filter(|m| !m.is_empty());
@@ -107,8 +111,9 @@ impl Kept {
         fd: &OwnedFd,
     ) -> Result<(), Error> {
         let Some(Listener { path, metadata }) = &self.listener else { return Ok(()) };
-        let fail =
-            |e: rustix::io::Errno| Error::file("connect to seccomp listener", path)(e.into());
+        let fail = |e: rustix::io::Errno| {
+            Error::file("failed to connect with seccomp agent", path)(e.into())
+        };
         let kind = SocketType::STREAM;
         let socket =
             socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).map_err(fail)?;

@@ -92,7 +92,7 @@ mod tests {
         let document = document(&filter);
         let read = serde_json::from_value(document.clone()).expect("an OCI object");
         let (again, flags) = spec::filter(&read, machine).expect("usable");
-        assert_eq!(flags, 0);
+        assert_eq!(flags, spec::DEFAULT_FLAGS);
         assert_eq!((again.default, &again.arches), (filter.default, &filter.arches));
         let sorted = |filter: &Filter| {
             let mut rules: Vec<_> = filter.rules.iter().map(|r| format!("{r:?}")).collect();

@@ -27,6 +27,7 @@ mod store;
 
 pub use compile::Program;
 pub use error::{CompileError, Error, FileError};
+pub use spec::DEFAULT_FLAGS;
 pub use store::{Compiler, Profile};
 
 /// Compiles an OCI `linux.seccomp` object, without a cache.

@@ -172,7 +172,7 @@ impl Compiler {
         Some((code, path))
     }
 
-    /// Notes that the text of an OCI `linux.seccomp` object gave the program in this file, without flags.
+    /// Notes that the text of an OCI `linux.seccomp` object gave the program in this file, with the default flags.
     ///
     /// # Errors
     /// [`Error::Store`] when the directory fails.
