@@ -90,7 +90,7 @@ fn sockets_of_a_service_manager_and_descriptors_of_the_caller_are_the_containers
             "export LISTEN_FDS={fds} LISTEN_PID={pid}; exec \"$0\" \"$@\" 3<first 4<second"
         );
         let mut command = std::process::Command::new("sh");
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_lapstrake-oci"), "--root"]);
+        command.args(["-c", &script]).arg(crate::bundle::program()).arg("--root");
         command.arg(b.dir.path().join("root")).args(["run", "--preserve-fds", preserve, &b.id]);
         command.current_dir(b.dir.path()).output().expect("run")
     };

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::bundle::{Bundle, text};
+use crate::bundle::{Bundle, program, text};
 
 /// Of the bundle, as the caller sees them.
 fn shown(b: &Bundle, to: &str) -> usize {
@@ -51,7 +51,7 @@ impl Holder {
         let printed = b.dir.path().join("printed");
         let file = fs::File::create(&printed).expect("create");
         let mut command = Command::new("nsenter");
-        command.args(["-m", "-t", &self.pid(), env!("CARGO_BIN_EXE_lapstrake-oci"), "--root"]);
+        command.args(["-m", "-t", &self.pid()]).arg(program()).arg("--root");
         command.arg(b.dir.path().join("root")).args(args).stdin(Stdio::null());
         command.stdout(file.try_clone().expect("dup")).stderr(file);
         let status = command.status().expect("nsenter (package util-linux)");
