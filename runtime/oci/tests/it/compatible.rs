@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 use serde_json::json;
 
 use crate::bundle::{Bundle, receive_fd, text};
+use crate::views::Holder;
 
 #[test]
 fn a_filter_that_notifies_hands_its_listener_to_the_agent_and_waits_for_its_word() {
@@ -103,6 +104,34 @@ fn sockets_of_a_service_manager_and_descriptors_of_the_caller_are_the_containers
     assert_eq!(text(&out.stdout), "\nnone\nnone\nnone\n", "{out:?}");
     let out = run("2", "$$", "1");
     assert!(text(&out.stderr).contains("descriptor 5 of 3"), "{out:?}");
+}
+
+#[test]
+fn on_v2_exec_follows_init_out_of_a_group_that_hands_controllers_on() {
+    let Some(b) = Bundle::new("exec-follows", "exec sleep 1000") else { return };
+    // Also on a node with v1 hierarchies, which are out of sight here.
+    let v2 = Holder::new("umount -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup");
+    let bundle = b.dir.path().to_string_lossy().into_owned();
+    let (code, said) = v2.oci(&b, &["run", "-d", "--bundle", &bundle, &b.id]);
+    assert_eq!(code, 0, "{said}");
+    let group = |args: &[&str]| {
+        v2.oci(&b, &[&["exec"], args, &[&b.id, "grep", "^0::", "/proc/self/cgroup"]].concat())
+    };
+    let own = format!("/{}", b.id);
+    assert!(group(&[]).1.trim_end().ends_with(&own), "{:?}", group(&[]));
+    let node = cgroup::Hierarchies::detect().expect("cgroups");
+    let dir = node.unified_dir(&own).expect("a v2 tree");
+    fs::create_dir(dir.join("below")).expect("mkdir");
+    fs::write(dir.join("below/cgroup.procs"), b.pid().to_string()).expect("move init");
+    let all = fs::read_to_string(dir.join("cgroup.controllers")).expect("controllers");
+    let some = all.split_whitespace().next().expect("a controller");
+    fs::write(dir.join("cgroup.subtree_control"), format!("+{some}")).expect("hand on");
+    let (code, said) = group(&[]);
+    assert!(code == 0 && said.trim_end().ends_with("/below"), "{said}");
+    let (code, said) = group(&["--cgroup", "/"]);
+    assert!(code == 255 && said.contains("adding pid"), "not where it was asked for: {said}");
+    assert_eq!(v2.oci(&b, &["delete", "-f", &b.id]).0, 0);
+    assert!(!dir.exists());
 }
 
 #[test]

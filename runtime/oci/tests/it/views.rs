@@ -23,10 +23,10 @@ fn mount_namespace(c: &mut Value, entry: Option<Value>) {
 }
 
 /// A process in a mount namespace of its own, which ends with the value.
-struct Holder(Child);
+pub(crate) struct Holder(Child);
 
 impl Holder {
-    fn new(script: &str) -> Self {
+    pub(crate) fn new(script: &str) -> Self {
         let script = format!("{script}; echo ready; exec sleep 1000");
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &script]).stdout(Stdio::piped());
@@ -47,7 +47,7 @@ impl Holder {
     }
 
     /// The command line among its mounts. Answers the exit code and all that was said.
-    fn oci(&self, b: &Bundle, args: &[&str]) -> (i32, String) {
+    pub(crate) fn oci(&self, b: &Bundle, args: &[&str]) -> (i32, String) {
         let printed = b.dir.path().join("printed");
         let file = fs::File::create(&printed).expect("create");
         let mut command = Command::new("nsenter");
