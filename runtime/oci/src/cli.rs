@@ -26,10 +26,14 @@ pub(crate) struct Cli {
     #[arg(long, default_value = "text", global = true)]
     pub(crate) log_format: LogFormat,
     /// Tell in the log what is done
-    #[arg(long, global = true)]
+    #[arg(long, global = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value = "false", hide_default_value = true, hide_possible_values = true)]
     pub(crate) debug: bool,
     /// Use systemd for control groups
-    #[arg(long, global = true)]
+    #[arg(long, global = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value = "false", hide_default_value = true, hide_possible_values = true)]
     pub(crate) systemd_cgroup: bool,
     /// Accepted for compatibility: rootless containers are not served
     #[arg(long, global = true, hide = true)]

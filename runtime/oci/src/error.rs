@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use container::error::words;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("container {id:?} does not exist")]
@@ -27,7 +29,7 @@ pub(crate) enum Error {
     Paused { id: String },
     #[error("cannot {verb} container {id:?}: it is {status}")]
     WrongState { verb: &'static str, id: String, status: &'static str },
-    #[error("{verb} {path}: {source}", path = path.display())]
+    #[error("{verb} {path}: {why}", path = path.display(), why = words(source))]
     File { verb: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{path}: {source}", path = path.display())]
     Json { path: PathBuf, source: serde_json::Error },
@@ -37,7 +39,7 @@ pub(crate) enum Error {
     Cgroup(#[from] cgroup::Error),
     #[error("{0}")]
     Systemd(#[from] systemd::Error),
-    #[error("{verb}: {source}")]
+    #[error("{verb}: {why}", why = words(source))]
     System { verb: &'static str, source: std::io::Error },
     #[error("{0}")]
     Compile(#[from] ::seccomp::Error),

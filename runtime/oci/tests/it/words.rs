@@ -19,6 +19,18 @@ fn the_version_is_told_as_engines_parse_it() {
 }
 
 #[test]
+fn a_switch_may_have_a_value_as_in_the_settings_of_engines() {
+    let Some(b) = Bundle::new("switch", "echo ran") else { return };
+    for (flags, want) in
+        [(&["--debug=true"][..], true), (&["--debug"], true), (&["--debug=false"], false)]
+    {
+        let out = b.oci(&[flags, &["run", &b.id]].concat());
+        assert_eq!(text(&out.stdout), "ran\n", "{flags:?}: {out:?}");
+        assert_eq!(text(&out.stderr).contains("level=debug"), want, "{flags:?}: {out:?}");
+    }
+}
+
+#[test]
 fn nobody_takes_it_for_a_runtime_that_checkpoints() {
     let Some(b) = Bundle::new("checkpoint", "true") else { return };
     for verb in ["checkpoint", "restore"] {
