@@ -94,6 +94,16 @@ impl Hierarchies {
         self.driver() == Driver::V2
     }
 
+    /// Whether groups can be limited by `controller` here.
+    pub fn has(&self, controller: &str) -> bool {
+        if !self.is_v2() {
+            return self.dir(controller, "/").is_some();
+        }
+        let file = self.unified_dir("/").map(|root| root.join("cgroup.controllers"));
+        let all = file.and_then(|file| std::fs::read_to_string(file).ok());
+        all.is_some_and(|all| all.split_whitespace().any(|name| name == controller))
+    }
+
     /// The directory of `group` in the hierarchy that carries `controller`.
     pub fn dir(&self, controller: &str, group: &str) -> Option<PathBuf> {
         let v1 = self.v1.iter().find(|h| h.controllers.iter().any(|c| c == controller));

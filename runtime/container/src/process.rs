@@ -218,10 +218,9 @@ fn rlimits(limits: &[plan::Rlimit], channel: BorrowedFd<'_>) -> Result<(), Error
                 let soft = have.maximum.map_or(limit.soft, |max| max.min(limit.soft));
                 setrlimit(resource, Rlimit { current: finite(soft), maximum: have.maximum })
                     .at("rlimits", format!("{resource:?}"))?;
-                let text = format!(
-                    "{resource:?} {} needs CAP_SYS_RESOURCE; it stays {:?}",
-                    limit.hard, have.maximum
-                );
+                let kept = have.maximum.map_or("unlimited".to_owned(), |n| n.to_string());
+                let text =
+                    format!("{resource:?} {} needs CAP_SYS_RESOURCE; it stays {kept}", limit.hard);
                 say_clamped(channel, &text)?;
             }
             Err(e) => {

@@ -141,6 +141,14 @@ impl Order<'_> {
             plan.cgroup = unit.group();
         }
         let node = self.node;
+        // In a pod these say mostly that there are none, which may be left out; here somebody has asked.
+        if plan.resources.hugepage_limits.as_ref().is_some_and(|l| !l.is_empty())
+            && !node.has("hugetlb")
+        {
+            return Err(Error::Unsupported(
+                "linux.resources.hugepageLimits: this node has no hugetlb controller mounted",
+            ));
+        }
         if !node.pids(&plan.cgroup)?.is_empty() {
             return Err(Error::Occupied { id: self.args.id.clone(), group: plan.cgroup });
         }

@@ -9,6 +9,9 @@ use serde_json::json;
 use crate::bundle::{Bundle, receive_fd, text};
 use crate::views::Holder;
 
+/// Puts what a node has of v1 hierarchies out of sight.
+const V2_ONLY: &str = "umount -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup";
+
 #[test]
 fn a_filter_that_notifies_hands_its_listener_to_the_agent_and_waits_for_its_word() {
     let Some(b) = Bundle::new("notify", "mkdir /dev/shm/x; echo after") else { return };
@@ -109,8 +112,7 @@ fn sockets_of_a_service_manager_and_descriptors_of_the_caller_are_the_containers
 #[test]
 fn on_v2_exec_follows_init_out_of_a_group_that_hands_controllers_on() {
     let Some(b) = Bundle::new("exec-follows", "exec sleep 1000") else { return };
-    // Also on a node with v1 hierarchies, which are out of sight here.
-    let v2 = Holder::new("umount -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup");
+    let v2 = Holder::new(V2_ONLY);
     let bundle = b.dir.path().to_string_lossy().into_owned();
     let (code, said) = v2.oci(&b, &["run", "-d", "--bundle", &bundle, &b.id]);
     assert_eq!(code, 0, "{said}");
@@ -132,6 +134,32 @@ fn on_v2_exec_follows_init_out_of_a_group_that_hands_controllers_on() {
     assert!(code == 255 && said.contains("adding pid"), "not where it was asked for: {said}");
     assert_eq!(v2.oci(&b, &["delete", "-f", &b.id]).0, 0);
     assert!(!dir.exists());
+}
+
+#[test]
+fn limits_of_huge_pages_are_in_force_or_refused() {
+    let Some(b) = Bundle::new("hugepages", "exec sleep 1000") else { return };
+    b.change(|c| {
+        c["linux"]["resources"]["hugepageLimits"] =
+            json!([{ "pageSize": "2MB", "limit": 4 << 20 }]);
+    });
+    let node = cgroup::Hierarchies::detect().expect("cgroups");
+    let v2 = cgroup::Hierarchies { v1: Vec::new(), unified: node.unified.clone() };
+    if !node.has("hugetlb") {
+        let out = b.oci(&["run", &b.id]);
+        assert!(text(&out.stderr).contains("linux.resources.hugepageLimits"), "{out:?}");
+        assert_eq!(b.groups(), Vec::<std::path::PathBuf>::new());
+    }
+    if v2.has("hugetlb") {
+        let caller = Holder::new(V2_ONLY);
+        let bundle = b.dir.path().to_string_lossy().into_owned();
+        let (code, said) = caller.oci(&b, &["run", "-d", "--bundle", &bundle, &b.id]);
+        assert_eq!(code, 0, "{said}");
+        let group = v2.unified_dir(&format!("/{}", b.id)).expect("a v2 tree");
+        let limit = fs::read_to_string(group.join("hugetlb.2MB.max")).expect("limit");
+        assert_eq!(limit.trim(), "4194304");
+        assert_eq!(caller.oci(&b, &["delete", "-f", &b.id]).0, 0);
+    }
 }
 
 #[test]
