@@ -3,6 +3,7 @@
 //! List and Status show its effect.
 
 mod derive;
+mod pulling;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,8 @@ use crate::container::state::{Phase, Reason};
 use crate::id::Id;
 use crate::sandbox::Sandbox;
 use crate::store::world::Snapshot;
+
+pub(crate) use pulling::Pulling;
 
 /// Events that a subscriber may be behind; one who is slower is told so and has to look at the
 /// whole again. A pod of ten containers makes about fifty events in its life.
@@ -81,20 +84,19 @@ pub(crate) struct Note {
     pub(crate) text: String,
 }
 
-/// All that happens from some moment on.
+/// What a subscriber is told.
 #[derive(Debug)]
-pub(crate) struct Following {
-    /// The number of the last event before.
-    pub(crate) number: u64,
-    pub(crate) events: broadcast::Receiver<Arc<Event>>,
-    /// What is about no pod, and so is not for CRI.
-    pub(crate) notes: broadcast::Receiver<Arc<Note>>,
+pub(crate) enum Told {
+    OfPod(Event),
+    /// About no pod, and so not for CRI.
+    OfNode(Note),
 }
+
+pub(crate) type Subscription = broadcast::Receiver<Arc<Told>>;
 
 #[derive(Debug)]
 pub(crate) struct Events {
-    sender: broadcast::Sender<Arc<Event>>,
-    notes: broadcast::Sender<Arc<Note>>,
+    sender: broadcast::Sender<Arc<Told>>,
     log: Mutex<Log>,
 }
 
@@ -116,23 +118,15 @@ struct Log {
 
 impl Default for Events {
     fn default() -> Self {
-        let (sender, notes) =
-            (broadcast::Sender::new(BEHIND_MAX), broadcast::Sender::new(BEHIND_MAX));
-        Self { sender, notes, log: Mutex::default() }
+        Self { sender: broadcast::Sender::new(BEHIND_MAX), log: Mutex::default() }
     }
 }
 
 impl Events {
-    /// What happens from now on.
-    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
-        self.sender.subscribe()
-    }
-
-    /// The same with what is about no pod, and the number of the last event before.
-    pub(crate) fn follow(&self) -> Following {
+    /// The number of the last event, and what happens from then on.
+    pub(crate) fn follow(&self) -> (u64, Subscription) {
         let log = self.log(); // nothing is sent meanwhile
-        let (events, notes) = (self.sender.subscribe(), self.notes.subscribe());
-        Following { number: log.number, events, notes }
+        (log.number, self.sender.subscribe())
     }
 
     pub(crate) fn subscribers(&self) -> usize {
@@ -161,19 +155,16 @@ impl Events {
         }
         let mut log = self.log();
         for derive::Change { kind, container, sandbox } in changes {
-            log.number += 1;
             *log.totals.kinds.entry(kind.word()).or_default() += 1;
             if let (Kind::Stopped, Some(Phase::Exited(exit))) =
                 (kind, container.as_ref().map(|container| &container.phase))
             {
                 *log.totals.exits.entry(exit.reason).or_default() += 1;
             }
-            // Two events never have one time, and a clock that is set back does not reorder them:
-            // the kubelet keeps what is newest.
-            log.last_ns = clock::now_ns().max(log.last_ns + 1);
+            let (number, at_ns) = log.next();
             let note = Note {
-                number: log.number,
-                at_ns: log.last_ns,
+                number,
+                at_ns,
                 kind: kind.word(),
                 subject: "",
                 pod: sandbox.spec.metadata.pod(),
@@ -181,16 +172,10 @@ impl Events {
                 text: String::new(),
             };
             let shown = after.containers_of(&sandbox.id).filter(|it| it.phase.is_shown());
-            let event = Event {
-                at_ns: note.at_ns,
-                number: note.number,
-                kind,
-                containers: shown.cloned().collect(),
-                container,
-                sandbox,
-            };
+            let containers = shown.cloned().collect();
+            let event = Event { at_ns, number, kind, containers, container, sandbox };
             log.remember(note);
-            let _ = self.sender.send(Arc::new(event)); // nobody listening is fine
+            let _ = self.sender.send(Arc::new(Told::OfPod(event))); // nobody listening is fine
         }
     }
 
@@ -206,19 +191,11 @@ impl Events {
 
     fn tell(&self, subject: &'static str, kind: &'static str, text: String) {
         let mut log = self.log();
-        log.number += 1;
-        log.last_ns = clock::now_ns().max(log.last_ns + 1);
-        let note = Note {
-            number: log.number,
-            at_ns: log.last_ns,
-            kind,
-            subject,
-            pod: String::new(),
-            container: None,
-            text,
-        };
+        let (number, at_ns) = log.next();
+        let (pod, container) = (String::new(), None);
+        let note = Note { number, at_ns, kind, subject, pod, container, text };
         log.remember(note.clone());
-        let _ = self.notes.send(Arc::new(note)); // nobody listening is fine
+        let _ = self.sender.send(Arc::new(Told::OfNode(note))); // nobody listening is fine
     }
 
     fn log(&self) -> std::sync::MutexGuard<'_, Log> {
@@ -228,6 +205,14 @@ impl Events {
 }
 
 impl Log {
+    /// The number and the time of another event. Two never have one time, and a clock that is set
+    /// back does not reorder them: the kubelet keeps what is newest.
+    fn next(&mut self) -> (u64, i64) {
+        self.number += 1;
+        self.last_ns = clock::now_ns().max(self.last_ns + 1);
+        (self.number, self.last_ns)
+    }
+
     fn remember(&mut self, note: Note) {
         if self.recent.len() == RECENT {
             self.recent.pop_front();

@@ -1,47 +1,52 @@
 //! What happens, to one subscriber: GetContainerEvents, and our own stream with a beginning.
 
-use std::sync::Arc;
-
 use futures::StreamExt;
 use prometheus::IntCounter;
 use proto::admin::v1 as admin;
 use proto::cri::v1 as cri;
-use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 use tonic::Status;
 
 use super::runtime_service::Items;
 use super::to_proto;
-use crate::events::{Event, Following, Kind, Note};
+use crate::events::{Event, Kind, Note, Subscription, Told};
 use crate::store::world::{Snapshot, World};
 
-/// Events from now on. One who cannot follow is told so, and counted in `dropped`: a silent gap
-/// would leave the kubelet with a wrong picture for ever.
-pub(super) fn event_stream<E: Send + Sync + 'static, T: Send + 'static>(
-    events: broadcast::Receiver<Arc<E>>,
+/// Those events that `wire` makes something of. One who cannot follow is told so, and counted in
+/// `dropped`: a silent gap would leave the kubelet with a wrong picture for ever.
+pub(super) fn event_stream<T: Send + 'static>(
+    events: Subscription,
     dropped: IntCounter,
-    wire: fn(&E) -> T,
+    wire: fn(&Told) -> Option<T>,
 ) -> Items<T> {
     Box::pin(futures::stream::unfold(Some(events), move |events| {
         let dropped = dropped.clone();
         async move {
             let mut events = events?;
-            match events.recv().await {
-                Ok(event) => Some((Ok(wire(&event)), Some(events))),
-                Err(broadcast::error::RecvError::Closed) => None,
-                Err(broadcast::error::RecvError::Lagged(missed)) => {
-                    dropped.inc_by(missed);
-                    let text = format!(
-                        "this subscriber was too slow and has missed {missed} events; list again \
-                         and subscribe anew"
-                    );
-                    Some((Err(Status::data_loss(text)), None))
+            loop {
+                match events.recv().await {
+                    Ok(told) => {
+                        if let Some(event) = wire(&told) {
+                            return Some((Ok(event), Some(events)));
+                        }
+                    }
+                    Err(RecvError::Closed) => return None,
+                    Err(RecvError::Lagged(missed)) => {
+                        dropped.inc_by(missed);
+                        let text = format!(
+                            "this subscriber was too slow and has missed {missed} events; list \
+                             again and subscribe anew"
+                        );
+                        return Some((Err(Status::data_loss(text)), None));
+                    }
                 }
             }
         }
     }))
 }
 
-pub(super) fn wire(event: &Event) -> cri::ContainerEventResponse {
+pub(super) fn wire(told: &Told) -> Option<cri::ContainerEventResponse> {
+    let Told::OfPod(event) = told else { return None };
     let kind = match event.kind {
         Kind::Created => cri::ContainerEventType::ContainerCreatedEvent,
         Kind::Started => cri::ContainerEventType::ContainerStartedEvent,
@@ -49,29 +54,31 @@ pub(super) fn wire(event: &Event) -> cri::ContainerEventResponse {
         Kind::Deleted => cri::ContainerEventType::ContainerDeletedEvent,
     };
     let containers = event.containers.iter();
-    cri::ContainerEventResponse {
+    Some(cri::ContainerEventResponse {
         container_id: event.subject().to_string(),
         container_event_type: kind.into(),
         created_at: event.at_ns,
         pod_sandbox_status: Some(to_proto::sandbox_status(&event.sandbox)),
         containers_statuses: containers.map(|it| to_proto::container_status(it)).collect(),
-    }
+    })
 }
 
 /// What is there first, then events; the CRI stream must not have such a beginning, for the kubelet
 /// would take it for what happens.
 pub(super) fn watch(world: &World, dropped: IntCounter) -> Items<admin::Event> {
-    let (snapshot, Following { number, events, notes }) = world.follow();
+    let (snapshot, (number, events)) = world.follow();
     let present: Vec<_> = present(&snapshot, number).into_iter().map(Ok).collect();
-    let notes = event_stream(notes, dropped.clone(), |note: &Note| admin::Event {
-        number: note.number,
-        at_ns: note.at_ns,
-        kind: note.kind.to_owned(),
-        subject: note.subject.to_owned(),
-        reason: note.text.clone(),
-        ..Default::default()
+    let later = event_stream(events, dropped, |told| {
+        Some(match told {
+            Told::OfPod(event) => of_pod(event),
+            Told::OfNode(note) => of_node(note),
+        })
     });
-    let later = event_stream(events, dropped, |event: &Event| admin::Event {
+    Box::pin(futures::stream::iter(present).chain(later))
+}
+
+fn of_pod(event: &Event) -> admin::Event {
+    admin::Event {
         number: event.number,
         at_ns: event.at_ns,
         kind: event.kind.word().to_owned(),
@@ -84,8 +91,18 @@ pub(super) fn watch(world: &World, dropped: IntCounter) -> Items<admin::Event> {
             _ => String::new(),
         },
         subject: String::new(),
-    });
-    Box::pin(futures::stream::iter(present).chain(futures::stream::select(later, notes)))
+    }
+}
+
+fn of_node(note: &Note) -> admin::Event {
+    admin::Event {
+        number: note.number,
+        at_ns: note.at_ns,
+        kind: note.kind.to_owned(),
+        subject: note.subject.to_owned(),
+        reason: note.text.clone(),
+        ..Default::default()
+    }
 }
 
 fn present(snapshot: &Snapshot, number: u64) -> Vec<admin::Event> {
@@ -120,6 +137,8 @@ fn present(snapshot: &Snapshot, number: u64) -> Vec<admin::Event> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tonic::Code;
 
     use super::*;
@@ -136,7 +155,7 @@ mod tests {
     async fn who_falls_behind_gets_an_error_and_no_gap_and_others_do_not_notice() {
         let world = World::new(Snapshot::default());
         let dropped = IntCounter::new("dropped", "test").unwrap();
-        let subscribe = || event_stream(world.events().subscribe(), dropped.clone(), wire);
+        let subscribe = || event_stream(world.events().follow().1, dropped.clone(), wire);
         let (mut slow, mut quick) = (subscribe(), subscribe());
         for _ in 0..300 {
             pod_passes(&world);
@@ -167,8 +186,12 @@ mod tests {
             assert_eq!((event.present, event.number, &*event.kind), (false, number, kind));
         }
         world.events().repaired("the table was missing".to_owned());
+        pod_passes(&world);
         let event = events.next().await.unwrap().unwrap();
         assert_eq!((event.number, &*event.kind, &*event.pod), (9, "repaired", ""));
         assert_eq!(event.reason, "the table was missing");
+        for number in 10..14 {
+            assert_eq!(events.next().await.unwrap().unwrap().number, number);
+        }
     }
 }

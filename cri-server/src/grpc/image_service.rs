@@ -1,7 +1,5 @@
 //! `ImageService`: one short method per RPC.
 
-use std::time::Instant;
-
 use image::ErrorKind;
 use proto::cri::v1::image_service_server::ImageService;
 use proto::cri::v1::{self as cri};
@@ -13,6 +11,7 @@ use super::stream::chunked;
 use super::to_proto;
 use crate::clock;
 use crate::error::Error;
+use crate::events::Pulling;
 
 #[tonic::async_trait]
 impl ImageService for Service {
@@ -81,17 +80,9 @@ impl ImageService for Service {
             if reference.is_empty() {
                 return Err(Error::invalid("image.image", "is empty"));
             }
-            let events = self.ctx.world.events();
-            events.image("pulling", reference.clone());
-            let began = Instant::now();
+            let pulling = Pulling::begin(self.ctx.world.events(), &reference);
             let pulled = self.ctx.images.pull(&reference, auth).await;
-            match &pulled {
-                Ok(id) => {
-                    let text = format!("{reference} is {id}, after {:.1?}", began.elapsed());
-                    events.image("pulled", text);
-                }
-                Err(why) => events.image("not pulled", format!("{reference}: {why}")),
-            }
+            pulling.end(&pulled);
             let id = pulled.map_err(|source| match source.kind() {
                 ErrorKind::DiskFull | ErrorKind::Internal => {
                     Error::Pull { reference: reference.clone(), source }

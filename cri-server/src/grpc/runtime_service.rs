@@ -477,11 +477,8 @@ impl RuntimeService for Service {
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
         self.streamed("GetContainerEvents", async {
             let dropped = self.ctx.metrics.families.events_dropped.clone();
-            Response::new(event_stream(
-                self.ctx.world.events().subscribe(),
-                dropped,
-                event_stream::wire,
-            ))
+            let (_, events) = self.ctx.world.events().follow();
+            Response::new(event_stream(events, dropped, event_stream::wire))
         })
         .await
     }

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::container::Container;
-use crate::events::{Events, Following};
+use crate::events::{Events, Subscription};
 use crate::id::Id;
 use crate::sandbox::Sandbox;
 use crate::sandbox::spec::Metadata;
@@ -115,7 +115,7 @@ impl World {
     }
 
     /// What is there and what happens from then on, with no change lost between the two.
-    pub(crate) fn follow(&self) -> (Arc<Snapshot>, Following) {
+    pub(crate) fn follow(&self) -> (Arc<Snapshot>, (u64, Subscription)) {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         (self.snapshot(), self.events.follow())
     }

@@ -151,6 +151,25 @@ async fn a_pull_is_told_as_events() {
 }
 
 #[tokio::test]
+async fn a_pull_that_nobody_waits_for_any_more_is_told_to_have_ended() {
+    // Connections get as far as its queue.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mirrors = mirrors(&silent.local_addr().unwrap().to_string());
+    let node = Node::start_with(Options { mirrors, ..Default::default() }).await;
+    let events = node.cri.admin.clone().watch_events(admin::WatchEventsRequest {}).await;
+    let mut events = events.unwrap().into_inner();
+    tokio::select! {
+        answer = pull(&node, "busybox:1", None) => panic!("{answer:?}"),
+        event = events.message() => assert_eq!(event.unwrap().unwrap().kind, "pulling"),
+    }
+    let event = events.message().await.unwrap().unwrap();
+    assert_eq!(event.kind, "not pulled");
+    assert!(event.reason.contains("busybox:1: nobody waits"), "{event:?}");
+    drop(events);
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn an_image_that_is_not_there_is_not_found() {
     let (node, _registry) = node_with_registry(RegistryAuth::Anonymous).await;
     refused(pull(&node, "busybox:absent", None).await, Code::NotFound, &["busybox:absent"]);
