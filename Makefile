@@ -34,6 +34,10 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static 
 	LIBSECCOMP_LIB_PATH=$$(dirname $$(gcc -print-file-name=libseccomp.a)) \
 	cargo build --locked --target $(HOST)
 
+# Where tests find them, whatever cargo puts into $(BIN) meanwhile.
+STATIC_ONES := LAPSTRAKE_SHIM=$(abspath $(TARGET))/$(HOST)/small/lapstrake-shim \
+	LAPSTRAKE_OCI=$(abspath $(TARGET))/$(HOST)/command/lapstrake-oci
+
 .PHONY: static
 static:
 	$(STATIC) --profile small -p lapstrake-shim
@@ -48,22 +52,20 @@ test: need-test build ## everything but the vm ring; needs root and leaves nothi
 	cargo test --release --locked --workspace --no-run
 	@$(MAKE) --no-print-directory static
 	@$(MAKE) --no-print-directory test-runc
-	@export E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim \
-		LAPSTRAKE_OCI=$(CURDIR)/$(TARGET)/$(HOST)/command/lapstrake-oci; $(call cargo_test,--workspace)
+	@export E2E_REQUIRE_ROOT=1 $(STATIC_ONES); $(call cargo_test,--workspace)
 	@$(MAKE) --no-print-directory static # cargo has put its own in their place
 
 # The tests of containers, execs and logs once more, with Debian's runc in place of the built-in runtime.
 # All of the workspace, so that nothing is compiled again with other features.
 .PHONY: test-runc
 test-runc:
-	E2E_REQUIRE_ROOT=1 E2E_HANDLER=/usr/sbin/runc LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim \
+	E2E_REQUIRE_ROOT=1 E2E_HANDLER=/usr/sbin/runc $(STATIC_ONES) \
 		cargo test --release --locked --workspace --test it -- container_lifecycle:: exec:: logs:: \
 		--test-threads $(TEST_THREADS)
 
 test-vm: need-test build ## e2e and kernel rings in a QEMU guest: systemd, pure cgroup v2, a Debian kernel
 	@if [ "$$(id -u)" != 0 ]; then echo "make test-vm: needs root to make the guest"; exit 1; fi
-	E2E_REQUIRE_ROOT=1 LAPSTRAKE_SHIM=$(CURDIR)/$(BIN)/lapstrake-shim \
-		cargo test --release --locked --workspace --test it -- --ignored --nocapture vm::
+	$(STATIC_ONES) E2E_REQUIRE_ROOT=1 cargo test --release --locked --workspace --test it -- --ignored --nocapture vm::
 
 test-fast: ## the pure ring and the house rules: no root, no daemon
 	cargo test --locked -p e2e --test tidy

@@ -227,8 +227,13 @@ fn pack(payload: &Path, scratch: &Path, tests: &[Tests<'_>]) {
         archive.append_path_with_name(&stripped, inside.strip_prefix("/").unwrap()).unwrap();
     };
     for name in BINARIES {
-        let file = std::env::var_os("LAPSTRAKE_SHIM").filter(|_| *name == "lapstrake-shim");
-        let file = file.map_or_else(|| binary(name), PathBuf::from);
+        // Those that cargo would replace have names of their own.
+        let named = match *name {
+            "lapstrake-shim" => std::env::var_os("LAPSTRAKE_SHIM"),
+            "lapstrake-oci" => std::env::var_os("LAPSTRAKE_OCI"),
+            _ => None,
+        };
+        let file = named.map_or_else(|| binary(name), PathBuf::from);
         add_stripped(&file, &Path::new("/usr/local/bin").join(name));
     }
     for it in tests {
