@@ -30,20 +30,29 @@ use std::path::PathBuf;
 /// A failed access to a control group: the verb, the file and the kernel's reason.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{verb} {path}: {source}", path = path.display())]
+    #[error("{verb} {path}: {why}", path = path.display(), why = words(source))]
     File { verb: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("write {value:?} to {path}: {source}", path = path.display())]
+    #[error("write {value:?} to {path}: {why}", path = path.display(), why = words(source))]
     Limit { value: String, path: PathBuf, source: std::io::Error },
     #[error(
         "limit {file} asks for the {controller} controller, which this node does not have mounted"
     )]
     NoController { controller: &'static str, file: String },
-    #[error("{attempt} for {group}: {source}")]
+    #[error("{attempt} for {group}: {why}", why = words(source))]
     DeviceProgram { attempt: &'static str, group: String, source: std::io::Error },
     #[error("{0}")]
     BadPath(String),
     #[error("{field}: {reason}")]
     BadResource { field: String, reason: String },
+}
+
+/// The text of an errno without the "(os error 2)" that `std` appends.
+pub fn words(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
 }
 
 impl Error {

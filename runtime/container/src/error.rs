@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+pub use cgroup::words;
+
 /// Failure of a stage. The message names the object and the errno in words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{stage}: {message}")]
@@ -25,15 +27,6 @@ pub(crate) trait At<T> {
 impl<T, E: Into<std::io::Error>> At<T> for Result<T, E> {
     fn at(self, stage: &str, what: impl fmt::Display) -> Result<T, Error> {
         self.map_err(|e| Error::new(stage, format!("{what}: {}", words(&e.into()))))
-    }
-}
-
-/// The text of an errno without the "(os error 2)" that `std` appends.
-pub fn words(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    match text.rfind(" (os error ") {
-        Some(at) => text[..at].to_owned(),
-        None => text,
     }
 }
 
