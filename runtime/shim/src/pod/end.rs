@@ -130,12 +130,7 @@ impl Pod {
         let news = News::Exited(Exited { id: member.id.clone(), exit: member.exit.clone() });
         self.links.tell(&news);
         if !member.deleting.is_empty() {
-            return self.remove(key);
-        }
-        // Its container may be remembered for days. Whoever else may be in the group, or has its own way to remove it,
-        // keeps it until the deletion.
-        if member.own_pids && member.handler.is_none() && Some(key) != self.sandbox {
-            let _ = self.node.remove(&member.cgroup);
+            self.remove(key);
         }
     }
 
