@@ -360,8 +360,18 @@ pub fn comm(pid: i32) -> String {
 
 /// Memory of a process in KiB, shared pages counted by share.
 pub fn pss_kib(pid: i32) -> u64 {
+    memory_kib(pid, "Pss:")
+}
+
+/// Memory of a process that is nobody else's and in no file, in KiB: others that run the same
+/// program come and go without changing it.
+pub fn anonymous_kib(pid: i32) -> u64 {
+    memory_kib(pid, "Anonymous:")
+}
+
+fn memory_kib(pid: i32, key: &str) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let line = rollup.lines().find_map(|it| it.strip_prefix("Pss:")).unwrap_or_default();
+    let line = rollup.lines().find_map(|it| it.strip_prefix(key)).unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse().unwrap_or_default()
 }
 

@@ -493,7 +493,11 @@ struct Weight {
 
 fn weight(pid: i32) -> Weight {
     let count = |dir: &str| fs::read_dir(format!("/proc/{pid}/{dir}")).unwrap().count();
-    Weight { descriptors: count("fd"), threads: count("task"), memory_kib: host::pss_kib(pid) }
+    Weight {
+        descriptors: count("fd"),
+        threads: count("task"),
+        memory_kib: host::anonymous_kib(pid),
+    }
 }
 
 /// Asks for everything that there is to be asked for.
