@@ -112,6 +112,11 @@ fn sockets_of_a_service_manager_and_descriptors_of_the_caller_are_the_containers
 #[test]
 fn on_v2_exec_follows_init_out_of_a_group_that_hands_controllers_on() {
     let Some(b) = Bundle::new("exec-follows", "exec sleep 1000") else { return };
+    // A namespace of its own, as on a node with v2, would show its group as the root.
+    b.change(|c| {
+        let all = c["linux"]["namespaces"].as_array_mut().expect("namespaces");
+        all.retain(|it| it["type"] != "cgroup");
+    });
     let v2 = Holder::new(V2_ONLY);
     let bundle = b.dir.path().to_string_lossy().into_owned();
     let (code, said) = v2.oci(&b, &["run", "-d", "--bundle", &bundle, &b.id]);
