@@ -175,13 +175,15 @@ async fn a_test_that_fails_takes_its_pod_along() {
     c.start().await.expect("start");
     let inside = node.shim.inventory().await.expect("inventory").containers[0].pid;
     let pids = [node.shim.pid(), node.sandbox.pause_pid, inside];
-    let (hierarchies, group) = (node.hierarchies().clone(), node.sandbox_group());
-    assert!(pids.iter().all(|pid| node::is_alive(*pid)) && hierarchies.exists(&group));
+    let hierarchies = node.hierarchies().clone();
+    let groups = [node.sandbox_group(), node.shim_group()];
+    assert!(pids.iter().all(|pid| node::is_alive(*pid)));
+    assert!(groups.iter().all(|group| hierarchies.exists(group)), "{groups:?}");
     let failed = tokio::spawn(async {
         let _node = node;
         std::panic::resume_unwind(Box::new("as a failed assertion does, without the noise"));
     });
     assert!(failed.await.is_err_and(|error| error.is_panic()));
     assert_eq!(pids.map(node::is_alive), [false; 3], "shim, pause, container");
-    assert!(!hierarchies.exists(&group), "{group} is left");
+    assert!(!groups.iter().any(|group| hierarchies.exists(group)), "of {groups:?}");
 }

@@ -132,6 +132,10 @@ impl Node {
         format!("{}/{}", self.place.group(), self.sandbox_id())
     }
 
+    pub(crate) fn shim_group(&self) -> String {
+        self.place.shim_group()
+    }
+
     pub(crate) fn pod_dir(&self) -> PathBuf {
         self.place.pod_dir()
     }
@@ -265,6 +269,10 @@ impl Place {
         format!("/lapstrake-test-{}/{}/pod", std::process::id(), self.name)
     }
 
+    fn shim_group(&self) -> String {
+        format!("/{}/{}", shims_parent(), self.sandbox_id())
+    }
+
     /// No shim, group or process of the pod.
     async fn has_nothing_left(&self, shims: &Shims) {
         let id = self.sandbox_id();
@@ -293,9 +301,10 @@ impl Drop for Place {
         while !(pids().is_empty() && shims_left().is_empty()) && begun.elapsed() < DEATH_LIMIT {
             std::thread::sleep(Duration::from_millis(2));
         }
-        let _ = self.hierarchies.remove(&group);
-        self.hierarchies.prune(&group);
-        shims().prune();
+        for group in [&group, &self.shim_group()] {
+            let _ = self.hierarchies.remove(group);
+            self.hierarchies.prune(group);
+        }
     }
 }
 
@@ -369,10 +378,15 @@ fn lay_out(dir: &Path) {
 fn shims() -> Shims {
     static SHIMS: std::sync::OnceLock<Shims> = std::sync::OnceLock::new();
     let open = || {
-        let parent = format!("lapstrake-test-{}/shims", std::process::id());
-        Shims::open(&shim_binary(), ShimCgroup { parent }).expect("open the shim")
+        let cgroup = ShimCgroup { parent: shims_parent() };
+        Shims::open(&shim_binary(), cgroup).expect("open the shim")
     };
     SHIMS.get_or_init(open).clone()
+}
+
+/// The group of the shims' groups.
+fn shims_parent() -> String {
+    format!("lapstrake-test-{}/shims", std::process::id())
 }
 
 /// The statically linked shim (see the Makefile), or the one that `LAPSTRAKE_SHIM` names.
