@@ -126,7 +126,8 @@ async fn input_earns_credit() {
 async fn a_client_that_vanishes_ends_its_command() {
     let running = start(LIMITS, None).await;
     for _ in 0..20 {
-        let script = "trap '' HUP; sleep 1000 & sleep 1000";
+        // Longer than anybody waits here; what the double of a shim does not end ends by itself.
+        let script = "trap '' HUP; sleep 30 & sleep 30";
         let mut client = Client::connect(&running.exec(script), "v4.channel.k8s.io").await;
         client.open_exec().await;
         // An answer to the last stream says that all were taken.
@@ -138,7 +139,7 @@ async fn a_client_that_vanishes_ends_its_command() {
 #[tokio::test]
 async fn a_client_that_vanishes_while_its_input_is_not_taken_is_noticed() {
     let running = start(LIMITS, None).await;
-    let mut client = Client::connect(&running.exec("sleep 1000"), "v4.channel.k8s.io").await;
+    let mut client = Client::connect(&running.exec("sleep 30"), "v4.channel.k8s.io").await;
     client.open_exec().await;
     let full = async {
         loop {
