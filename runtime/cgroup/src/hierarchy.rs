@@ -1,7 +1,9 @@
 //! Which cgroup hierarchies this node has mounted, read once from mountinfo.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
@@ -64,9 +66,7 @@ impl Hierarchies {
             let Some((left, right)) = line.split_once(" - ") else { continue };
             let mut right = right.split(' ');
             let (kind, options) = (right.next().unwrap_or(""), right.nth(1).unwrap_or(""));
-            let Some(mount) = left.split(' ').nth(4).map(|m| PathBuf::from(unescape(m))) else {
-                continue;
-            };
+            let Some(mount) = left.split(' ').nth(4).map(unescaped) else { continue };
             match kind {
                 "cgroup2" if found.unified.is_none() => found.unified = Some(mount),
                 "cgroup" => found.add_v1(controllers(options), mount),
@@ -137,13 +137,16 @@ fn controllers(options: &str) -> Vec<String> {
     options.split(',').filter(wanted).map(str::to_owned).collect()
 }
 
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(field: &str) -> String {
-    let mut out = field.to_owned();
-    for (code, plain) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-        out = out.replace(code, plain);
+/// A field of mountinfo as the path that it is: blanks and backslashes are written there as three octal digits.
+pub fn unescaped(field: &str) -> PathBuf {
+    let (mut out, mut rest) = (Vec::new(), field.as_bytes());
+    while let Some((first, tail)) = rest.split_first() {
+        let digits = tail.get(..3).filter(|_| *first == b'\\');
+        let code = digits.and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
+        out.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &tail[3..] } else { tail };
     }
-    out
+    PathBuf::from(OsString::from_vec(out))
 }
 
 #[cfg(test)]
@@ -177,6 +180,7 @@ mod tests {
 
     #[test]
     fn escaped_mount_points_are_read_as_they_are() {
-        assert_eq!(unescape("/mnt/with\\040space"), "/mnt/with space");
+        assert_eq!(unescaped("/mnt/with\\040space"), Path::new("/mnt/with space"));
+        assert_eq!(unescaped("/a\\134040"), Path::new("/a\\040"), "each once");
     }
 }

@@ -1,9 +1,9 @@
 //! How init gets out of the mounts it came from, so that its root is the only one it sees.
 
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use cgroup::hierarchy::unescaped;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -81,19 +81,7 @@ fn bare(line: &str) -> Option<PathBuf> {
     let mut fields = left.split(' ').skip(3);
     let (root, at) = (fields.next()?, fields.next()?);
     let whole = root == "/" && ["proc", "sysfs"].contains(&right.split(' ').next()?);
-    whole.then(|| unescape(at))
-}
-
-/// mountinfo writes blanks and backslashes as three octal digits.
-fn unescape(field: &str) -> PathBuf {
-    let (mut out, mut rest) = (Vec::new(), field.as_bytes());
-    while let Some((first, tail)) = rest.split_first() {
-        let digits = tail.get(..3).filter(|_| *first == b'\\');
-        let code = digits.and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
-        out.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &tail[3..] } else { tail };
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(out))
+    whole.then(|| unescaped(at))
 }
 
 /// Unmounted from this namespace only; covered where that is not allowed.

@@ -21,7 +21,8 @@ enum Start {
     Look = 2,
     Clone = 3,
     ReadOnly = 4,
-    Again = 5,
+    NoEffect = 5,
+    Again = 6,
 }
 
 /// # Errors
@@ -31,10 +32,15 @@ pub(crate) fn check() -> Result<(), Error> {
     let failed = |verb| Err(Error::system(verb)(Errno::from_raw_os_error(errno)));
     match start {
         Start::Sealed => Ok(()),
-        Start::Unsealed => Err(Error::Unsupported("this program did not start from its own entry")),
+        Start::Unsealed => Err(Error::Unsupported(
+            "this program did not start from its own entry, so it could not hide from containers; run it itself, not by a loader",
+        )),
         Start::Look => failed("look at the mount of /proc/self/exe"),
         Start::Clone => failed("clone the mount of /proc/self/exe"),
         Start::ReadOnly => failed("make a mount of /proc/self/exe read-only"),
+        Start::NoEffect => Err(Error::Unsupported(
+            "this kernel makes no mount of /proc/self/exe read-only: containers could write to this program",
+        )),
         Start::Again => failed("start again from a read-only mount"),
     }
 }

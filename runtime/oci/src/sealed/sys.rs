@@ -15,7 +15,8 @@ static START: AtomicI32 = AtomicI32::new(Start::Unsealed as i32);
 static ERRNO: AtomicI32 = AtomicI32::new(0);
 
 pub(super) fn start() -> (Start, i32) {
-    let all = [Start::Sealed, Start::Look, Start::Clone, Start::ReadOnly, Start::Again];
+    use Start::{Again, Clone, Look, NoEffect, ReadOnly, Sealed};
+    let all = [Sealed, Look, Clone, ReadOnly, NoEffect, Again];
     let kept = START.load(Relaxed);
     let start = all.into_iter().find(|start| *start as i32 == kept).unwrap_or(Start::Unsealed);
     (start, ERRNO.load(Relaxed))
@@ -110,7 +111,7 @@ unsafe fn seal(argv: *const *const c_char, envp: *const *const c_char) -> (Start
         // Where that has no effect, starting again would have no end.
         let result = call(libc::SYS_fstatfs, [fd, stat.as_mut_ptr() as usize, 0, 0, 0]);
         if result < 0 || flags(&stat) & RDONLY == 0 {
-            return (Start::ReadOnly, libc::EROFS);
+            return (Start::NoEffect, -result as i32);
         }
         let again = [fd, empty, argv as usize, envp as usize, EMPTY_PATH];
         (Start::Again, -call(libc::SYS_execveat, again) as i32)
