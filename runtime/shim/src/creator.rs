@@ -212,8 +212,10 @@ fn read(path: &Path, max: u64, stage: &str) -> Result<Vec<u8>, Error> {
     let fail = |e: std::io::Error| {
         Error::new(stage, format!("open {}: {}", path.display(), container::error::words(&e)))
     };
-    let mut bytes = Vec::with_capacity(16 << 10); // mostly all, by one read
-    File::open(path).map_err(fail)?.take(max + 1).read_to_end(&mut bytes).map_err(fail)?;
+    let file = File::open(path).map_err(fail)?;
+    let length = file.metadata().map_err(fail)?.len().min(max);
+    let mut bytes = Vec::with_capacity(length as usize + 1); // all of it, and its end, by one allocation
+    file.take(max + 1).read_to_end(&mut bytes).map_err(fail)?;
     if bytes.len() as u64 > max {
         return Err(Error::new(stage, format!("{} is longer than {max} bytes", path.display())));
     }

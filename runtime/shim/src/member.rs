@@ -17,6 +17,8 @@ use crate::log::{Counters, Limits};
 pub(crate) struct Member {
     pub(crate) id: String,
     pub(crate) phase: Phase,
+    /// The process that makes it; 0 when that has ended.
+    pub(crate) creator: i32,
     pub(crate) pid: i32,
     pub(crate) start_ticks: u64,
     pub(crate) started_at_ns: i64,
@@ -100,6 +102,7 @@ impl Member {
         Self {
             id,
             phase: Phase::Creating,
+            creator: 0,
             pid: 0,
             start_ticks: 0,
             started_at_ns: 0,

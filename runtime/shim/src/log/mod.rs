@@ -1,6 +1,6 @@
 //! Container output to CRI log files, in a thread of its own: a file can block, the control loop must not.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 mod file;
 mod limits;
@@ -23,4 +23,6 @@ pub(crate) struct Counters {
     pub(crate) dropped: AtomicU64,
     /// Kept from the log by its limits.
     pub(crate) limited: AtomicU64,
+    /// Nothing follows: all streams have ended, and what they said is in the log.
+    pub(crate) complete: AtomicBool,
 }

@@ -84,6 +84,7 @@ enum Order {
     },
     Reopen(u32),
     Finish(u32),
+    Forget(u32),
     Quit,
 }
 
@@ -155,6 +156,11 @@ impl Pump {
     /// The container has ended: drain, close, tell.
     pub(crate) fn finish(&self, key: u32) {
         self.order(Order::Finish(key));
+    }
+
+    /// The container has ended, and its output was complete: nothing to tell.
+    pub(crate) fn forget(&self, key: u32) {
+        self.order(Order::Forget(key));
     }
 
     pub(crate) fn quit(&self) {
@@ -298,6 +304,9 @@ impl Worker {
                     self.tell(Outcome::Reopened { key, result });
                 }
                 Order::Finish(key) => self.finish(key),
+                Order::Forget(key) => {
+                    self.logs.entry(key).and_modify(|log| log.over = true);
+                }
                 Order::Quit => return true,
             }
         }
@@ -450,6 +459,9 @@ impl Worker {
             }
         };
         log.file.append(&self.output);
+        if log.streams.iter().all(Option::is_none) {
+            log.counters.complete.store(true, Ordering::Release);
+        }
         log.rest(&self.epoll);
         more
     }

@@ -194,10 +194,12 @@ impl Pod {
             node: &self.node,
             channel: theirs.as_fd(),
         };
-        fork(|| creator::create(job))?;
+        // Its reports are read when it has ended, which is before init is ready: to be woken for each would only take
+        // the processor from both.
+        let creator = fork(|| creator::create(job))?;
         let key = self.new_key();
-        self.watch(ours.as_fd(), Token::Report(key))?;
         let mut member = Member::new(order.id.to_owned(), caller, ours);
+        member.creator = creator;
         member.seccomp = order.seccomp.to_owned();
         member.bundle = order.bundle.to_owned();
         member.stdio = stdio;
@@ -208,6 +210,15 @@ impl Pod {
         });
         self.members.insert(key, member);
         Ok(key)
+    }
+
+    /// A creator has ended: what it and its init have said is read, and what init will say is waited for.
+    pub(super) fn creator_ended(&mut self, key: u32) {
+        self.report(key);
+        let Some(report) = self.members.get(&key).and_then(|m| m.report.as_ref()) else { return };
+        if self.watch(report.as_fd(), Token::Report(key)).is_err() {
+            self.report_closed(key); // as if init had died: it is ended
+        }
     }
 
     /// Init of a container (or its creator) has something to say.

@@ -1,5 +1,6 @@
 //! How things end: reaping, publishing exits, killing, removing control groups, deleting, shutting down.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cgroup::oom::Level;
@@ -42,6 +43,13 @@ impl Pod {
 
     /// False when nobody is known by that pid.
     fn ended(&mut self, ended: Ended) -> bool {
+        let created = self.members.iter_mut().find(|(_, m)| m.creator == ended.pid);
+        if let Some((key, member)) = created {
+            let key = *key;
+            member.creator = 0;
+            self.creator_ended(key);
+            return true;
+        }
         match self.members.iter().find(|(_, m)| m.pid == ended.pid && !m.gone).map(|(k, _)| *k) {
             Some(key) => {
                 // Whether exec had succeeded is to be known before the end is.
@@ -102,11 +110,16 @@ impl Pod {
             unknown,
         });
         (member.stdio.stdin, member.stdio.terminal, member.paused) = (None, None, false);
-        if member.logged {
-            member.publish_by = Some(Instant::now() + PUBLISH);
-            self.pump.finish(key);
-        } else {
-            self.publish(key);
+        match (member.logged, member.counters.complete.load(Ordering::Acquire)) {
+            (false, _) => self.publish(key),
+            (true, true) => {
+                self.publish(key);
+                self.pump.forget(key);
+            }
+            (true, false) => {
+                member.publish_by = Some(Instant::now() + PUBLISH);
+                self.pump.finish(key);
+            }
         }
     }
 
@@ -216,6 +229,7 @@ impl Pod {
 
     /// SIGKILL to init and everything in its group.
     pub(super) fn kill_member(&mut self, key: u32) {
+        self.report(key); // its creator may have said who it is
         let Some(member) = self.members.get(&key) else { return };
         if member.is_alive() {
             let _ = member.signal(libc::SIGKILL);
