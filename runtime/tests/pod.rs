@@ -60,6 +60,7 @@ async fn the_container_sees_itself_and_nothing_else() {
 async fn a_missing_command_is_a_start_error_that_names_it() {
     let Some(node) = Node::start("missing").await else { return };
     let c = node.create("c1", Payload::args(&["no-such-command"])).await.expect("create");
+    prepared(&node, "c1").await; // it knows by now, and says nothing before it is asked
     let error = c.start().await.expect_err("cannot start");
     assert_eq!((error.kind, error.stage.as_str()), (ErrorKind::Failed, "exec"));
     assert!(
@@ -70,6 +71,20 @@ async fn a_missing_command_is_a_start_error_that_names_it() {
     assert_eq!(exit.code, 128);
     assert!(exit.start_error.expect("why").contains("no-such-command"));
     node.end().await;
+}
+
+/// What can be done before the start is done without waiting for it.
+async fn prepared(node: &Node, short: &str) {
+    let pids = node.hierarchies().pids(&node.group(short)).expect("pids");
+    let [pid] = pids.as_slice() else { panic!("one process: {pids:?}") };
+    for _ in 0..500 {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+        if status.contains("NoNewPrivs:\t1\n") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{short} waits for its start first");
 }
 
 #[tokio::test(flavor = "multi_thread")]

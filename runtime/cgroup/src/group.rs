@@ -40,19 +40,28 @@ const MAX_DEPTH: usize = 32;
 impl Hierarchies {
     /// Makes the group (and missing parents) in every hierarchy; a group that is there already is kept.
     pub fn create(&self, group: &str) -> Result<(), Error> {
+        self.create_unified(group)?;
+        self.create_v1(group)
+    }
+
+    /// The part of `create` that must be before a process is born in the group.
+    pub fn create_unified(&self, group: &str) -> Result<(), Error> {
+        check(group)?;
+        let Some(mount) = &self.unified else { return Ok(()) };
+        make(mount, group, &|dir, _| {
+            // Controllers are handed to the new directory by its parent; on hybrid nodes what is there is tried.
+            delegate(dir.parent().unwrap_or(mount), self.is_v2())
+        })
+    }
+
+    /// The rest of `create`: what a process joins by itself.
+    pub fn create_v1(&self, group: &str) -> Result<(), Error> {
         check(group)?;
         for h in &self.v1 {
             let cpuset = h.controllers.iter().any(|c| c == "cpuset");
-            make(&h.mount, group, &|dir, fresh| match cpuset {
-                true => fill_cpuset(&h.mount, dir, fresh),
+            make(&h.mount, group, &|dir, found| match cpuset {
+                true => fill_cpuset(&h.mount, dir, found),
                 false => Ok(()),
-            })?;
-        }
-        if let Some(mount) = &self.unified {
-            let v2 = self.is_v2();
-            make(mount, group, &|dir, _| {
-                // Controllers are handed to the new directory by its parent; on hybrid nodes what is there is tried.
-                delegate(dir.parent().unwrap_or(mount), v2)
             })?;
         }
         Ok(())
@@ -113,16 +122,26 @@ impl Hierarchies {
 
     /// What a process needs to be in the group, opened.
     pub fn joins(&self, group: &str) -> Result<Joins, Error> {
-        let open = |path: PathBuf, write: bool| {
-            let file = fs::OpenOptions::new().read(!write).write(write).open(&path);
+        Ok(Joins { tasks: self.tasks(group)?, born: self.born(group)? })
+    }
+
+    /// The v1 files to write to.
+    pub fn tasks(&self, group: &str) -> Result<Vec<OwnedFd>, Error> {
+        let open = |h: &crate::hierarchy::Hierarchy| {
+            let path = crate::hierarchy::under(&h.mount, group).join("tasks");
+            let file = fs::OpenOptions::new().write(true).open(&path);
             file.map(OwnedFd::from).map_err(|e| Error::file("open", path, e))
         };
-        let v1 = self
-            .v1
-            .iter()
-            .map(|h| open(crate::hierarchy::under(&h.mount, group).join("tasks"), true));
-        let born = self.unified_dir(group).map(|dir| open(dir, false)).transpose()?;
-        Ok(Joins { tasks: v1.collect::<Result<_, _>>()?, born })
+        self.v1.iter().map(open).collect()
+    }
+
+    /// The v2 directory to be born in.
+    pub fn born(&self, group: &str) -> Result<Option<OwnedFd>, Error> {
+        let open = |dir: PathBuf| {
+            let file = fs::File::open(&dir);
+            file.map(OwnedFd::from).map_err(|e| Error::file("open", dir, e))
+        };
+        self.unified_dir(group).map(open).transpose()
     }
 
     /// As `joins`, but in groups below that are there already, each in the hierarchies of its controllers: `(cpu, a/b)`,
@@ -269,19 +288,27 @@ fn check(group: &str) -> Result<(), Error> {
     )))
 }
 
+/// How a directory was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// Made just now.
+    Missing,
+    /// Made by somebody who may not have prepared it yet; preparing twice does no harm.
+    There,
+}
+
 /// Makes one directory and prepares it; missing parents first. Mostly the parents are there.
 fn make(
     mount: &Path,
     group: &str,
-    prepare: &dyn Fn(&Path, bool) -> Result<(), Error>,
+    prepare: &dyn Fn(&Path, Found) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let group = group.trim_matches('/');
     let dir = mount.join(group);
     loop {
         match rustix::fs::mkdir(&dir, rustix::fs::Mode::from_raw_mode(0o755)) {
-            Ok(()) => return prepare(&dir, true),
-            // Made by somebody who may not have prepared it yet; preparing twice does no harm.
-            Err(rustix::io::Errno::EXIST) => return prepare(&dir, false),
+            Ok(()) => return prepare(&dir, Found::Missing),
+            Err(rustix::io::Errno::EXIST) => return prepare(&dir, Found::There),
             Err(rustix::io::Errno::NOENT) => match group.rsplit_once('/') {
                 // Another creator may remove an empty parent between the two steps: hence the loop.
                 Some((parent, _)) => make(mount, parent, prepare)?,
@@ -294,9 +321,12 @@ fn make(
 
 /// A new v1 cpuset starts empty and refuses tasks (ENOSPC) until it has CPUs and memory nodes: those of its parent,
 /// which another creator may have made just now and not filled yet.
-fn fill_cpuset(mount: &Path, dir: &Path, fresh: bool) -> Result<(), Error> {
+fn fill_cpuset(mount: &Path, dir: &Path, found: Found) -> Result<(), Error> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        let _ = if fresh { inherit(mount, dir, file) } else { fill(mount, dir, file) }?;
+        match found {
+            Found::Missing => inherit(mount, dir, file)?,
+            Found::There => fill(mount, dir, file)?,
+        };
     }
     Ok(())
 }

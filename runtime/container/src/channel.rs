@@ -19,7 +19,7 @@ use crate::error::Error;
 pub const TO_START: u8 = b'S';
 
 /// Longest report; error texts beyond it are cut.
-const REPORT_MAX: usize = 4096;
+pub(crate) const REPORT_MAX: usize = 4096;
 
 /// One message upwards.
 #[derive(Debug)]
@@ -150,13 +150,14 @@ pub fn listen(parent: BorrowedFd<'_>) -> Result<Report, Errno> {
     })
 }
 
-fn encode_failed(error: &Error) -> Vec<u8> {
+pub(crate) fn encode_failed(error: &Error) -> Vec<u8> {
     let mut out = [b"F", error.stage.as_bytes(), b"\0", error.message.as_bytes()].concat();
     out.truncate(REPORT_MAX);
     out
 }
 
-fn decode_failed(bytes: &[u8]) -> Error {
+/// Of what follows the first byte.
+pub(crate) fn decode_failed(bytes: &[u8]) -> Error {
     let text = String::from_utf8_lossy(bytes);
     let (stage, message) = text.split_once('\0').unwrap_or(("", &text));
     Error::new(stage, message)

@@ -1,14 +1,15 @@
-//! The creator: makes the control group, opens what the host must open, and clones init.
+//! The creator: opens what the host must open, clones init, and makes the control group.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crate::error::{At, Error};
 use crate::gate::Gate;
+use crate::groups::Groups;
 use crate::mapper::Mapper;
 use crate::plan::{Namespace, Plan};
 use crate::sources::{self, Sources};
-use crate::sys::process::{CloneArgs, clone};
+use crate::sys::process::{CloneArgs, NEW_LISTENER, clone};
 use crate::users::Users;
 use crate::{channel, init, process, rdt};
 
@@ -67,6 +68,12 @@ pub struct Seccomp {
     pub program: Vec<u8>,
     /// SECCOMP_FILTER_FLAG_* bits. With NEW_LISTENER the listener comes by `Report::Listener`, just before exec.
     pub flags: u32,
+}
+
+impl Seccomp {
+    pub(crate) fn has_listener(&self) -> bool {
+        self.flags & NEW_LISTENER != 0
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -140,7 +147,6 @@ impl Creation<'_> {
 /// [`Creation::spares_its_creator`] it is left in changed namespaces and should end soon. On failure the control group
 /// may exist: the caller's clean-up removes it as after an exit.
 pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
-    limit(c)?;
     let users = Users::of(c)?;
     let mut sources = sources::open_all(c, users.as_ref())?;
     if let Stdio::Pipes(fds) = c.stdio {
@@ -154,6 +160,7 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     if let Some(class) = &c.plan.rdt {
         rdt::enter(rdt::root().as_deref(), class)?;
     }
+    let groups = Groups::new(c, users.as_ref())?;
     for (kind, fd) in &sources.joins {
         init::join(*kind, fd)?;
     }
@@ -163,11 +170,14 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     }
     let by_init = Namespace::Cgroup as u64 | Namespace::Time as u64 | Namespace::User as u64;
     let namespaces = c.plan.namespaces.new & !by_init;
-    let cgroup = sources.groups.born.as_ref().map(AsRawFd::as_raw_fd);
+    let cgroup = groups.born.as_ref().map(AsRawFd::as_raw_fd);
     let args = CloneArgs { namespaces, sibling: c.sibling, cgroup };
     let own_users = users.is_some();
-    let pid = clone(args, || run_init(c, &sources, own_users, gate.as_ref()))
+    let pid = clone(args, || run_init(c, (&sources, &groups), own_users, gate.as_ref()))
         .at("clone init", format!("clone3 with namespaces {namespaces:#x}"))?;
+    if groups.beside {
+        groups.make(c, None)?;
+    }
     let passed = gate.map_or(Ok(()), |gate| gate.open(pid));
     // After the gate, whose keeper has copies.
     sources.mapper.take().into_iter().for_each(Mapper::end);
@@ -187,21 +197,13 @@ pub(crate) fn own_pipes(fds: &[BorrowedFd<'_>; 3], uid: Option<u32>) {
     }
 }
 
-fn run_init(c: &Creation<'_>, sources: &Sources, own_users: bool, gate: Option<&Gate>) -> i32 {
-    let error = init::run(c, sources, own_users, &|| gate.map_or(Ok(()), Gate::pass));
+fn run_init(
+    c: &Creation<'_>,
+    given: (&Sources, &Groups),
+    own_users: bool,
+    gate: Option<&Gate>,
+) -> i32 {
+    let error = init::run(c, given, own_users, &|| gate.map_or(Ok(()), Gate::pass));
     channel::say_failed(c.channel.as_fd(), &error);
     1
-}
-
-/// Makes the group and writes its limits, so that init is born limited.
-fn limit(c: &Creation<'_>) -> Result<(), Error> {
-    let stage = |e: cgroup::Error| Error::new("create the cgroup", e.to_string());
-    c.node.create(&c.plan.cgroup).map_err(stage)?;
-    let r = &c.plan.resources;
-    let settings = cgroup::limits::settings(r, c.node).map_err(stage)?;
-    c.node.apply(&c.plan.cgroup, &settings).map_err(stage)?;
-    match &r.devices {
-        Some(rules) => c.node.restrict_devices(&c.plan.cgroup, rules).map_err(stage),
-        None => Ok(()),
-    }
 }

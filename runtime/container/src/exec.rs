@@ -136,6 +136,7 @@ fn become_it(
     }
     let ending = Ending {
         channel: e.channel,
+        early: false,
         seccomp: e.seccomp,
         sealed: None,
         supervised: false,
@@ -143,7 +144,7 @@ fn become_it(
         domain: Domain { personality, memory_policy: e.memory_policy },
         hooks: None,
     };
-    process::become_it(e.process, &ending)
+    process::become_it(e.process, &ending, || Ok(()))
 }
 
 /// Which namespaces to join, and the root of a container that lives among our mounts: there, its root is not that of

@@ -11,37 +11,40 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::create::{Creation, Program, Rootfs, Start, Stdio};
 use crate::error::{At, Error};
+use crate::groups::Groups;
 use crate::hooks::Moment;
 use crate::jail::{self, Jail};
+use crate::mounts::Unfinished;
 use crate::plan::{Namespace, Plan};
 use crate::process::{self, Domain, Ending};
 use crate::root::Root;
 use crate::sources::{Sources, View};
 use crate::sys::process::{close_all_except, set_stdio, unshare};
-use crate::sys::{schedule, signals};
+use crate::sys::signals;
 use crate::{channel, dev, label, mask, mounts, users};
 
 /// Runs in the new process; returns only when something failed or the parent is gone. `own_users`: in a user
 /// namespace, as nobody yet. `gate` returns when the hooks on the host are through.
 pub(crate) fn run(
     c: &Creation<'_>,
-    sources: &Sources,
+    given: (&Sources, &Groups),
     own_users: bool,
     gate: &dyn Fn() -> Result<(), Error>,
 ) -> Error {
-    match build_and_become(c, sources, own_users, gate) {
+    match build_and_become(c, given, own_users, gate) {
         Err(error) => error,
     }
 }
 
 fn build_and_become(
     c: &Creation<'_>,
-    sources: &Sources,
+    (sources, groups): (&Sources, &Groups),
     own_users: bool,
     gate: &dyn Fn() -> Result<(), Error>,
 ) -> Result<Infallible, Error> {
     let plan = c.plan;
-    begin(c, sources)?;
+    begin(c)?;
+    let early = if groups.beside { Vec::new() } else { groups.join(c)? };
     // Still as the owner of the host's files: the clocks' file is root's, the bundle may be closed to others.
     if plan.namespaces.makes(Namespace::Time) {
         own_clocks(plan)?;
@@ -62,13 +65,12 @@ fn build_and_become(
     }
 
     let (root, jail) = attach_root(c, sources, place)?;
-    let mut to_be_closed = Vec::new();
+    let mut unfinished = Unfinished::default();
     if let Rootfs::Empty { shm_size } = c.rootfs {
         mounts::shared_memory(&root, shm_size, plan.mount_label.as_deref())?;
     } else {
-        let closed_later = mounts::attach_all(&root, c, sources)?;
+        unfinished = mounts::attach_all(&root, c, sources, &early)?;
         dev::populate(&root, plan, &sources.devices)?;
-        to_be_closed = closed_later;
     }
     let terminal = match c.stdio {
         Stdio::Pipes(fds) => {
@@ -81,7 +83,7 @@ fn build_and_become(
     // The working directory may lie on a volume or in the image; it is made before the root turns read-only.
     root.make_dirs(&plan.process.cwd)
         .at("working directory", format!("make {}", plan.process.cwd.display()))?;
-    to_be_closed.iter().try_for_each(|tree| mounts::make_readonly(tree.as_fd()))?;
+    unfinished.writable.iter().try_for_each(|tree| mounts::make_readonly(tree.as_fd()))?;
     if plan.root_readonly {
         mounts::make_readonly(root.fd())?;
     }
@@ -99,6 +101,9 @@ fn build_and_become(
             .at(jail::STAGE, "set rootfsPropagation")?;
     }
     drop(root);
+    if groups.beside {
+        unfinished.attach_groups(&groups.join(c)?)?;
+    }
     // It may wait for long, beside processes of the same pid namespace: nothing of the host stays open.
     let sealed = match c.program {
         Program::Sealed(fd) | Program::Init(fd) => Some(fd),
@@ -108,10 +113,7 @@ fn build_and_become(
         Start::Listener(listener) => Some(listener),
         Start::Channel => None,
     };
-    let first = 3 + i32::try_from(c.extras.preserve_fds).unwrap_or(0);
-    let ours = [Some(c.channel), sealed, listener, terminal.as_ref().map(AsFd::as_fd)];
-    let keep: Vec<_> = (0..first).chain(ours.iter().flatten().map(AsRawFd::as_raw_fd)).collect();
-    close_all_except(&keep);
+    close_others(c, [Some(c.channel), sealed, listener, terminal.as_ref().map(AsFd::as_fd)]);
     if listener.is_some() {
         // Engines that create and start by two commands expect to hear of a wrong one from the first.
         process::look_for_program(&plan.process)?;
@@ -132,6 +134,13 @@ fn build_and_become(
             channel::say_failed(channel, e);
         }
     })
+}
+
+/// All but stdio, what is for the program, and `ours`.
+fn close_others(c: &Creation<'_>, ours: [Option<BorrowedFd<'_>>; 4]) {
+    let first = 3 + i32::try_from(c.extras.preserve_fds).unwrap_or(0);
+    let ours = ours.iter().flatten().map(AsRawFd::as_raw_fd);
+    close_all_except(&(0..first).chain(ours).collect::<Vec<_>>());
 }
 
 const MOUNT_ROOT: &str = "mount the root file system";
@@ -156,11 +165,9 @@ fn become_on_start(
     channel: BorrowedFd<'_>,
     sealed: Option<BorrowedFd<'_>>,
 ) -> Result<Infallible, Error> {
-    if !channel::wait_start(channel)? {
-        return Err(Error::new("wait for start", "the parent is gone"));
-    }
     let ending = Ending {
         channel,
+        early: matches!(c.start, Start::Channel),
         seccomp: c.seccomp,
         sealed,
         supervised: matches!(c.program, Program::Init(_)),
@@ -171,19 +178,18 @@ fn become_on_start(
         },
         hooks: Some((&c.plan.hooks, c.bundle)),
     };
-    process::become_it(&c.plan.process, &ending)
+    let started = || match channel::wait_start(channel)? {
+        true => Ok(()),
+        false => Err(Error::new("wait for start", "the parent is gone")),
+    };
+    process::become_it(&c.plan.process, &ending, started)
 }
 
-/// First words: be in the group, be unreachable, say who we are.
-fn begin(c: &Creation<'_>, sources: &Sources) -> Result<(), Error> {
+/// First words: be unreachable, say who we are.
+fn begin(c: &Creation<'_>) -> Result<(), Error> {
     process::be_undumpable()?;
     rustix::process::setsid().at("start", "setsid")?;
-    channel::say_init(c.channel)?;
-    sources
-        .groups
-        .enter()
-        .at("join the cgroup", format!("write 0 to the files of {}", c.plan.cgroup))?;
-    schedule::set_all_cpus().at("CPU affinity", "any CPU of the group")
+    channel::say_init(c.channel)
 }
 
 pub(crate) fn join(kind: Namespace, fd: &OwnedFd) -> Result<(), Error> {

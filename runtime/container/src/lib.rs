@@ -1,8 +1,9 @@
 //! The OCI runtime layer: a bundle's specification becomes a plan (pure), and the plan becomes a process.
 //!
-//! The order of things: a short-lived *creator* process reads the bundle, plans, makes the control group and opens
-//! every mount source in the host's mount namespace; then it clones *init* as a sibling (CLONE_PARENT), which builds
-//! the root file system fd to fd, pivots into it, says `ready`, waits for `start`, and becomes the workload.
+//! The order of things: a short-lived *creator* process reads the bundle, plans, and opens every mount source in the
+//! host's mount namespace; then it clones *init* as a sibling (CLONE_PARENT), which builds the root file system fd to
+//! fd. Meanwhile the creator makes the control group and hands it to init, which goes into it, pivots into the root,
+//! says `ready`, waits for `start`, and becomes the workload.
 //! Creator and init report over one socket (`channel`); the parent is the shim or `lapstrake-oci`.
 
 pub mod capabilities;
@@ -23,8 +24,10 @@ pub mod sys;
 pub mod users;
 
 mod aside;
+mod bpf;
 mod dev;
 mod gate;
+mod groups;
 mod init;
 mod jail;
 mod mapper;

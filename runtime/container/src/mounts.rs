@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir, mkdirat, openat};
+use rustix::fs::{FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -12,6 +12,7 @@ use rustix::mount::{
 
 use crate::create::Creation;
 use crate::error::{At, Error};
+use crate::groups::CgroupMount;
 use crate::mapper::Mapper;
 use crate::options::{Idmap, Options};
 use crate::plan::{From, Mount};
@@ -22,13 +23,31 @@ use crate::sources::{
 use crate::sys::mount::{Change, attr, set};
 use crate::{label, overlay};
 
-/// Returns those that become read-only when all is in place, because other mounts and devices go into them.
+/// Mounts that are not finished when all others are in place.
+#[derive(Debug, Default)]
+pub(crate) struct Unfinished {
+    /// Become read-only, for other mounts and devices have gone into them.
+    pub(crate) writable: Vec<OwnedFd>,
+    /// The places of cgroup mounts that are still to come.
+    groups: Vec<(OwnedFd, String)>,
+}
+
+impl Unfinished {
+    pub(crate) fn attach_groups(&self, groups: &[CgroupMount]) -> Result<(), Error> {
+        let mut both = groups.iter().zip(&self.groups);
+        both.try_for_each(|(groups, (place, stage))| groups.attach(place, stage))
+    }
+}
+
+/// `groups`: the cgroup mounts, where they are there already.
 pub(crate) fn attach_all(
     root: &Root,
     c: &Creation<'_>,
     sources: &Sources,
-) -> Result<Vec<OwnedFd>, Error> {
-    let mut open = Vec::new();
+    groups: &[CgroupMount],
+) -> Result<Unfinished, Error> {
+    let mut unfinished = Unfinished::default();
+    let mut groups = groups.iter();
     for (mount, source) in c.plan.mounts.iter().zip(&sources.mounts) {
         let stage = format!("mount {}", mount.destination.display());
         match source {
@@ -36,9 +55,14 @@ pub(crate) fn attach_all(
                 let place = place_for(root, mount, tree, &stage)?;
                 move_onto(tree, &place).at(&stage, "attach")?;
             }
-            Source::Groups(groups) => {
-                let label = c.plan.mount_label.as_deref();
-                attach_groups(root, mount, (groups, label), &stage)?;
+            Source::Groups => {
+                let place = root
+                    .make_dirs(&mount.destination)
+                    .at(&stage, format!("make {} in the root", mount.destination.display()))?;
+                match groups.next() {
+                    Some(groups) => groups.attach(&place, &stage)?,
+                    None => unfinished.groups.push((place, stage)),
+                }
             }
             Source::Inside(users) => {
                 attach_inside(root, mount, (users.as_ref(), sources.mapper.as_ref()), &stage)?;
@@ -46,12 +70,12 @@ pub(crate) fn attach_all(
             Source::Later if mount.from == From::Root => attach_own(root, mount, &stage)?,
             Source::Later => {
                 let label = c.plan.mount_label.as_deref();
-                open.extend(attach_new(root, mount, label, &stage)?);
+                unfinished.writable.extend(attach_new(root, mount, label, &stage)?);
             }
         }
     }
     sources.mapper.iter().for_each(Mapper::leave);
-    Ok(open)
+    Ok(unfinished)
 }
 
 /// Moves a detached mount onto a place.
@@ -204,44 +228,6 @@ fn new_mount(kind: &str, source: &str, options: &Options, stage: &str) -> Result
     fsconfig_create(&fs).at(stage, format!("create a {kind} file system"))?;
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, birth_attributes(options))
         .at(stage, format!("mount {kind}"))
-}
-
-/// v1: a small tmpfs with one directory per hierarchy, each showing the container's own group.
-fn attach_groups(
-    root: &Root,
-    mount: &Mount,
-    (groups, label): (&[(String, OwnedFd)], Option<&str>),
-    stage: &str,
-) -> Result<(), Error> {
-    let place = root
-        .make_dirs(&mount.destination)
-        .at(stage, format!("make {} in the root", mount.destination.display()))?;
-    let attributes = birth_attributes(&mount.options);
-    let holder = overlay::tmpfs(stage, &[("mode", "755")], label, attributes)?;
-    let readonly = mount.options.attributes.set & attr::RDONLY != 0;
-    set(holder.as_fd(), Change { clear: attr::RDONLY, ..Default::default() }, None)
-        .at(stage, "open the tmpfs")?;
-    move_onto(&holder, &place).at(stage, "attach")?;
-    for (name, tree) in groups {
-        let bits = mount.options.attributes.set;
-        change(tree, stage, Change { set: bits, ..Default::default() })?;
-        // The file system is new and nobody else sees it: the name is what was made here.
-        mkdirat(&holder, name.as_str(), Mode::from_raw_mode(0o755))
-            .at(stage, format!("make {name}"))?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let place = openat(&holder, name.as_str(), flags, Mode::empty())
-            .at(stage, format!("open {name}"))?;
-        move_onto(tree, &place).at(stage, format!("attach {name}"))?;
-        // Co-mounted controllers are looked up by their single names too.
-        for single in name.split(',').filter(|_| name.contains(',')) {
-            rustix::fs::symlinkat(name.as_str(), &holder, single)
-                .at(stage, format!("link {single}"))?;
-        }
-    }
-    if readonly {
-        change(&holder, stage, Change { set: attr::RDONLY, ..Default::default() })?;
-    }
-    Ok(())
 }
 
 /// `tmpcopyup`: what the image has below the mount point shows in the fresh tmpfs. Directories, regular files and

@@ -25,12 +25,14 @@ use crate::sys::process::{
     cloexec_from, execve, fexecve, load_seccomp, new_session_keyring, reset_signals,
 };
 use crate::sys::schedule;
-use crate::{capabilities, capabilities::Sets};
+use crate::{bpf, capabilities, capabilities::Sets};
 
 /// What the last steps need besides the process.
 #[derive(Debug)]
 pub(crate) struct Ending<'a> {
     pub(crate) channel: BorrowedFd<'a>,
+    /// Somebody listens to that before the start.
+    pub(crate) early: bool,
     pub(crate) seccomp: Option<&'a Seccomp>,
     /// Run this open file instead of `args[0]`.
     pub(crate) sealed: Option<BorrowedFd<'a>>,
@@ -117,8 +119,48 @@ pub(crate) fn own_keyring() -> Result<(), Error> {
     }
 }
 
-/// Becomes the program; returns only with the reason why not.
-pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Error> {
+/// Waits for the start and becomes the program; returns only with the reason why not.
+///
+/// What can be done before the start is, so that it takes nobody's time. What goes wrong there is said after it: until
+/// then the container is a created one.
+pub(crate) fn become_it(
+    p: &Process,
+    end: &Ending<'_>,
+    started: impl FnOnce() -> Result<(), Error>,
+) -> Result<Infallible, Error> {
+    let (program, env) = if end.early && may_wait(p, end.seccomp) {
+        let prepared = prepare(p, end);
+        started()?;
+        prepared?
+    } else {
+        started()?;
+        prepare(p, end)?
+    };
+    // A hook of the container's own files runs confined like its program.
+    if let Some((hooks, bundle)) = end.hooks {
+        hooks.run_before(own_pid(), bundle, &env)?;
+    }
+    let errno = match (end.sealed, &program) {
+        (Some(fd), Some(path)) => {
+            let told = [INIT_NAME_C.to_owned(), path.clone()];
+            fexecve(fd, &[&told, p.args.as_slice()].concat(), &env)
+        }
+        (Some(fd), None) => fexecve(fd, &p.args, &env),
+        (None, Some(path)) => execve(path, &p.args, &env),
+        (None, None) => Errno::NOENT,
+    };
+    Err(refused(&p.args[0], program.as_deref(), errno))
+}
+
+/// Whether a process that is prepared can still wait. Without no_new_privs the filter comes before steps that it may
+/// forbid, and one with a listener has to have somebody who listens.
+fn may_wait(p: &Process, seccomp: Option<&Seccomp>) -> bool {
+    p.no_new_privileges
+        && seccomp.is_none_or(|s| !s.has_listener() && bpf::lets_go(&s.program, libc::SYS_recvfrom))
+}
+
+/// Everything up to exec: the program's path, where it has one, and its environment.
+fn prepare(p: &Process, end: &Ending<'_>) -> Result<(Option<CString>, Vec<CString>), Error> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(p.umask));
     rlimits(&p.rlimits, end.channel)?;
     scheduling(&p.schedule)?;
@@ -153,20 +195,7 @@ pub(crate) fn become_it(p: &Process, end: &Ending<'_>) -> Result<Infallible, Err
     if !early {
         filter(end)?;
     }
-    // A hook of the container's own files runs confined like its program.
-    if let Some((hooks, bundle)) = end.hooks {
-        hooks.run_before(own_pid(), bundle, &env)?;
-    }
-    let errno = match (end.sealed, &program) {
-        (Some(fd), Some(path)) => {
-            let told = [INIT_NAME_C.to_owned(), path.clone()];
-            fexecve(fd, &[&told, p.args.as_slice()].concat(), &env)
-        }
-        (Some(fd), None) => fexecve(fd, &p.args, &env),
-        (None, Some(path)) => execve(path, &p.args, &env),
-        (None, None) => Errno::NOENT,
-    };
-    Err(refused(&p.args[0], program.as_deref(), errno))
+    Ok((program, env))
 }
 
 /// From here on the filter holds for this process, too: a profile that forbids or notifies what follows (user,

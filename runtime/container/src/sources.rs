@@ -1,4 +1,4 @@
-//! What must be opened in the host's mount namespace before there is a container: mount sources, namespaces, groups.
+//! What must be opened in the host's mount namespace before there is a container: mount sources and namespaces.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,7 +34,6 @@ pub(crate) struct Sources {
     pub(crate) mapper: Option<Mapper>,
     /// One per node of `dev::nodes`: the host's, where init may not make it.
     pub(crate) devices: Vec<Option<OwnedFd>>,
-    pub(crate) groups: cgroup::Joins,
 }
 
 /// Which mounts the container lives among.
@@ -52,8 +51,8 @@ pub(crate) enum View {
 pub(crate) enum Source {
     /// A detached tree, ready to be moved into place.
     Tree(OwnedFd),
-    /// The container's own v1 groups: name and detached tree.
-    Groups(Vec<(String, OwnedFd)>),
+    /// The container's own v1 groups, which come to init by themselves.
+    Groups,
     /// Cloned by init from its own tree, and id-mapped by this user namespace.
     Inside(Option<OwnedFd>),
     /// Made by init, in its namespaces.
@@ -108,14 +107,8 @@ pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Source
             .map(|node| from_host(node).then(|| host_device(node)).transpose())
             .collect::<Result<_, _>>()?,
     };
-    // Root of a user namespace may not make a process in a group of the host's, but write to a file that is open.
-    let groups = match users {
-        Some(_) => c.node.written_joins(&c.plan.cgroup),
-        None => c.node.joins(&c.plan.cgroup),
-    };
-    let groups = groups.map_err(|e| Error::new("join the cgroup", e.to_string()))?;
     let mapper = Mapper::new(c.plan)?;
-    Ok(Sources { root, mounts, joins, view, mapper, devices, groups })
+    Ok(Sources { root, mounts, joins, view, mapper, devices })
 }
 
 /// Whether a mount namespace is the caller's, whose root must not be pivoted away.
@@ -174,7 +167,7 @@ fn source(c: &Creation<'_>, mount: &Mount, pinned: &mut Pinned<'_>) -> Result<So
             Ok(Source::Inside(Some(users.at(&stage, "duplicate its user namespace")?)))
         }
         From::Cgroup if c.node.is_v2() => Ok(Source::Later),
-        From::Cgroup => groups(c, &stage).map(Source::Groups),
+        From::Cgroup => Ok(Source::Groups),
         From::Bind(path) => {
             if let Some((_, made)) = c.trees.iter().find(|(at, _)| *at == mount.destination) {
                 let tree = made.try_clone().at(&stage, "duplicate its tree")?;
@@ -196,7 +189,7 @@ fn source(c: &Creation<'_>, mount: &Mount, pinned: &mut Pinned<'_>) -> Result<So
     }
 }
 
-fn clone_tree(path: &Path, recursive: bool, stage: &str) -> Result<OwnedFd, Error> {
+pub(crate) fn clone_tree(path: &Path, recursive: bool, stage: &str) -> Result<OwnedFd, Error> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     open_tree(CWD, path, flags).at(stage, format!("open {}", path.display()))
@@ -270,15 +263,6 @@ impl std::convert::From<options::Propagation> for Change {
         };
         Self { propagation, recursive: p.recursive, ..Default::default() }
     }
-}
-
-fn groups(c: &Creation<'_>, stage: &str) -> Result<Vec<(String, OwnedFd)>, Error> {
-    let mut out = Vec::new();
-    for h in &c.node.v1 {
-        let dir = h.mount.join(c.plan.cgroup.trim_start_matches('/'));
-        out.push((h.label(), clone_tree(&dir, false, stage)?));
-    }
-    Ok(out)
 }
 
 /// The attributes that fsmount takes at birth.

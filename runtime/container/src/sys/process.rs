@@ -239,10 +239,12 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
 }
 
+/// SECCOMP_FILTER_FLAG_NEW_LISTENER.
+pub(crate) const NEW_LISTENER: u32 = 1 << 3;
+
 /// Loads a compiled seccomp program: an array of 8-byte `struct sock_filter`. Returns the listener when `flags` ask
 /// for one.
 pub fn load_seccomp(program: &[u8], flags: u32) -> Result<Option<OwnedFd>, Errno> {
-    const NEW_LISTENER: u32 = 1 << 3;
     let filters: Vec<libc::sock_filter> = program
         .chunks_exact(8)
         .map(|c| libc::sock_filter {

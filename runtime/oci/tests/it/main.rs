@@ -3,6 +3,7 @@
 mod bundle;
 mod cli;
 mod compatible;
+mod groups;
 mod hostile;
 mod real_systemd;
 mod systemd;

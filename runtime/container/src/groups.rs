@@ -1,0 +1,243 @@
+//! The control group of a container, made by the creator and handed to init. Where nothing else depends on it, that
+//! happens while init builds the root: the directories of cgroup v1 take as long as all mounts of a root together.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags, mkdirat, openat, symlinkat};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+
+use crate::channel;
+use crate::create::Creation;
+use crate::error::{At, Error};
+use crate::gate::Gate;
+use crate::mounts::move_onto;
+use crate::overlay;
+use crate::plan::{From, Mount, Namespace};
+use crate::sources::{birth_attributes, change, clone_tree};
+use crate::sys::mount::{Change, attr};
+use crate::sys::process::close_copy;
+use crate::sys::schedule;
+use crate::users::Users;
+
+const STAGE: &str = "create the cgroup";
+const JOIN: &str = "join the cgroup";
+/// SCM_MAX_FD, more than one message carries.
+const FDS_MAX: usize = 253;
+/// First byte of the message that brings a group; the number of files to join follows.
+const MADE: u8 = b'M';
+
+/// What a cgroup mount of v1 is to be: a small tmpfs with a directory for each hierarchy, and a detached tree for each, the
+/// container's own group.
+#[derive(Debug)]
+pub(crate) struct CgroupMount {
+    holder: OwnedFd,
+    groups: Vec<(OwnedFd, OwnedFd)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Groups {
+    /// The directory of the v2 group that init is to be born in.
+    pub(crate) born: Option<OwnedFd>,
+    /// Whether the creator makes them when init is there rather than before.
+    pub(crate) beside: bool,
+    creator: OwnedFd,
+    init: OwnedFd,
+}
+
+impl Groups {
+    /// What there must be before init. With `users`, the creator is about to lose its power over the host's groups.
+    pub(crate) fn new(c: &Creation<'_>, users: Option<&Users>) -> Result<Self, Error> {
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let (creator, init) =
+            socketpair(family, kind, SocketFlags::CLOEXEC, None).at(STAGE, "make a socket pair")?;
+        let mut born = None;
+        // Root of a user namespace may not make a process in a group of the host's, but write to a file that is open.
+        if users.is_none() {
+            c.node.create_unified(&c.plan.cgroup).map_err(failed(STAGE))?;
+            born = c.node.born(&c.plan.cgroup).map_err(failed(JOIN))?;
+        }
+        let beside = users.is_none() && !is_needed_early(c);
+        let groups = Self { born, beside, creator, init };
+        if !beside {
+            groups.make(c, users)?;
+        }
+        Ok(groups)
+    }
+
+    /// Makes them, writes their limits and hands them over; init waits for that before it says that it is ready.
+    pub(crate) fn make(&self, c: &Creation<'_>, users: Option<&Users>) -> Result<(), Error> {
+        let made = self.limit(c).and_then(|()| Ok((self.tasks(c)?, mounts(c, users)?)));
+        let (text, fds) = match &made {
+            Ok((tasks, mounts)) => {
+                let mounts = mounts.iter().flat_map(CgroupMount::fds);
+                let fds = tasks.iter().map(AsFd::as_fd).chain(mounts).collect();
+                (vec![MADE, tasks.len() as u8], fds)
+            }
+            Err(error) => (channel::encode_failed(error), Vec::new()),
+        };
+        match send(self.creator.as_fd(), &text, &fds) {
+            Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => made.map(drop), // init has said itself why it ended
+            Err(e) => Err(e).at(STAGE, "hand it to init"),
+        }
+    }
+
+    fn limit(&self, c: &Creation<'_>) -> Result<(), Error> {
+        let (node, group, r) = (c.node, &c.plan.cgroup, &c.plan.resources);
+        let limit = || {
+            if self.born.is_none() {
+                node.create_unified(group)?;
+            }
+            node.create_v1(group)?;
+            node.apply(group, &cgroup::limits::settings(r, node)?)?;
+            r.devices.as_ref().map_or(Ok(()), |rules| node.restrict_devices(group, rules))
+        };
+        limit().map_err(failed(STAGE))
+    }
+
+    fn tasks(&self, c: &Creation<'_>) -> Result<Vec<OwnedFd>, Error> {
+        let tasks = match self.born {
+            Some(_) => c.node.tasks(&c.plan.cgroup),
+            None => c.node.written_joins(&c.plan.cgroup).map(|joins| joins.tasks),
+        };
+        tasks.map_err(failed(JOIN))
+    }
+
+    /// Init's side: waits for the groups and goes into them. Returns what the cgroup mounts of the plan are to be.
+    pub(crate) fn join(&self, c: &Creation<'_>) -> Result<Vec<CgroupMount>, Error> {
+        close_copy(self.creator.as_fd()); // so that its end is noticed
+        let (tasks, mounts) = receive(self.init.as_fd())?;
+        // By itself: moving another process takes a global lock for milliseconds.
+        tasks
+            .iter()
+            .try_for_each(|file| rustix::io::write(file, b"0").map(drop))
+            .at(JOIN, format!("write 0 to the files of {}", c.plan.cgroup))?;
+        schedule::set_all_cpus().at("CPU affinity", "any CPU of the group")?;
+        let mut fds = mounts.into_iter();
+        Ok(std::iter::from_fn(|| CgroupMount::of(&mut fds, c.node.v1.len())).collect())
+    }
+}
+
+impl CgroupMount {
+    fn make(c: &Creation<'_>, mount: &Mount, users: Option<&Users>) -> Result<Self, Error> {
+        let stage = &format!("mount {}", mount.destination.display());
+        let [uid, gid] = users.map_or([0, 0], Users::root).map(|id| id.to_string());
+        let parameters = [("mode", "755"), ("uid", &uid), ("gid", &gid)];
+        let attributes = birth_attributes(&mount.options);
+        let label = c.plan.mount_label.as_deref();
+        let holder = overlay::tmpfs(stage, &parameters, label, attributes)?;
+        let writable = Change { clear: attr::RDONLY, ..Default::default() };
+        change(&holder, stage, writable)?;
+        let mut groups = Vec::new();
+        for h in &c.node.v1 {
+            let name = h.label();
+            let tree =
+                clone_tree(&h.mount.join(c.plan.cgroup.trim_start_matches('/')), false, stage)?;
+            let set = mount.options.attributes.set;
+            change(&tree, stage, Change { set, ..Default::default() })?;
+            // The file system is new and nobody else sees it: the name is what was made here.
+            mkdirat(&holder, &name, Mode::from_raw_mode(0o755))
+                .at(stage, format!("make {name}"))?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let place =
+                openat(&holder, &name, flags, Mode::empty()).at(stage, format!("open {name}"))?;
+            // Co-mounted controllers are looked up by their single names too.
+            for single in name.split(',').filter(|_| name.contains(',')) {
+                symlinkat(&name, &holder, single).at(stage, format!("link {single}"))?;
+            }
+            groups.push((place, tree));
+        }
+        if mount.options.attributes.set & attr::RDONLY != 0 {
+            change(&holder, stage, Change { set: attr::RDONLY, ..Default::default() })?;
+        }
+        Ok(Self { holder, groups })
+    }
+
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let groups = self.groups.iter().flat_map(|(place, tree)| [place.as_fd(), tree.as_fd()]);
+        [self.holder.as_fd()].into_iter().chain(groups)
+    }
+
+    /// The next one of those that were handed over.
+    fn of(fds: &mut impl Iterator<Item = OwnedFd>, hierarchies: usize) -> Option<Self> {
+        let holder = fds.next()?;
+        let groups = (0..hierarchies).map_while(|_| Some((fds.next()?, fds.next()?))).collect();
+        Some(Self { holder, groups })
+    }
+
+    pub(crate) fn attach(&self, place: &OwnedFd, stage: &str) -> Result<(), Error> {
+        move_onto(&self.holder, place).at(stage, "attach")?;
+        let mut groups = self.groups.iter();
+        groups.try_for_each(|(place, tree)| move_onto(tree, place)).at(stage, "attach a group")
+    }
+}
+
+fn cgroup_mounts<'a>(c: &Creation<'a>) -> impl Iterator<Item = &'a Mount> {
+    let v1 = !c.node.is_v2();
+    c.plan.mounts.iter().filter(move |m| v1 && m.from == From::Cgroup)
+}
+
+fn mounts(c: &Creation<'_>, users: Option<&Users>) -> Result<Vec<CgroupMount>, Error> {
+    cgroup_mounts(c).map(|mount| CgroupMount::make(c, mount, users)).collect()
+}
+
+/// Whether init must be in its groups before it builds the root: to make a namespace of them, to pay for what it copies,
+/// for hooks that look at them, and where something is done to what only their mount shows.
+fn is_needed_early(c: &Creation<'_>) -> bool {
+    let plan = c.plan;
+    let mounts = plan.mounts.iter().map(|m| &m.destination);
+    let devices = plan.devices.iter().map(|d| &d.path);
+    let others = plan.masked.iter().chain(&plan.readonly).chain([&plan.process.cwd]);
+    let paths: Vec<_> = mounts.chain(devices).chain(others).collect();
+    let within = |at: &PathBuf| paths.iter().any(|path| *path != at && path.starts_with(at));
+    plan.namespaces.makes(Namespace::Cgroup) && !c.node.is_v2()
+        || plan.mounts.iter().any(|m| m.options.tmpcopyup)
+        || Gate::is_needed(plan)
+        || !plan.hooks.create_container.is_empty()
+        || cgroup_mounts(c).any(|m| within(&m.destination))
+}
+
+fn failed(stage: &str) -> impl Fn(cgroup::Error) -> Error {
+    move |e| Error::new(stage, e.to_string())
+}
+
+fn send(socket: BorrowedFd<'_>, text: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::TOOBIG);
+    }
+    sendmsg(socket, &[IoSlice::new(text)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+fn receive(socket: BorrowedFd<'_>) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>), Error> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut text = [0; channel::REPORT_MAX];
+    let mut parts = [IoSliceMut::new(&mut text)];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = retry_on_intr(|| recvmsg(socket, &mut parts, &mut ancillary, flags))
+        .at(JOIN, "hear of it from the creator")?;
+    let mut fds: Vec<OwnedFd> = ancillary
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    match &text[..got.bytes] {
+        [MADE, tasks] if usize::from(*tasks) <= fds.len() => {
+            let trees = fds.split_off(usize::from(*tasks));
+            Ok((fds, trees))
+        }
+        [] => Err(Error::new(JOIN, "its creator was killed")),
+        [_, text @ ..] => Err(channel::decode_failed(text)),
+    }
+}
