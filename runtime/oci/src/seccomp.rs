@@ -1,7 +1,7 @@
 //! `linux.seccomp`: compiled once per profile and root directory, kept for later execs, its listener handed over.
 
 use std::fs;
-use std::io::IoSlice;
+use std::io::{ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -48,10 +48,12 @@ pub(crate) fn compile(
     };
     let text = profile.text();
     // A container's id does not begin with a dot, so this is none.
-    let store = seccomp::Compiler::open(cli.root.join(".seccomp"))?;
+    let place = cli.root.join(".seccomp");
+    let store = seccomp::Compiler::open(place.clone())?;
     let (code, file, flags, listener) = match store.known(text) {
         Some((code, file)) => (code, file, DEFAULT_FLAGS, None),
         None => {
+            start_anew(&place)?;
             let profile: LinuxSeccomp = serde_json::from_str(text)
                 .map_err(|e| Error::Seccomp(format!("linux.seccomp: {e}")))?;
             let listener = listener(&profile)?;
@@ -65,8 +67,26 @@ pub(crate) fn compile(
     log::debug(cli, || format!("seccomp filter flags: {flags}"));
     // A name of the container's own, under which it stays whatever becomes of the store.
     let program = dir.join("seccomp.bpf");
-    fs::hard_link(&file, &program).map_err(Error::file("link", &program))?;
+    match fs::hard_link(&file, &program) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            fs::write(&program, &code).map_err(Error::file("write", &program))?;
+        }
+        other => other.map_err(Error::file("link", &program))?,
+    }
     Ok(Some((Kept { program, flags, listener }, Seccomp { program: code, flags })))
+}
+
+/// A store that has become large is emptied: whoever writes a profile of its own for each container would fill it for
+/// ever.
+fn start_anew(store: &Path) -> Result<(), Error> {
+    const MOST: usize = 1024; // names, two for a program
+    let list = || fs::read_dir(store).map_err(Error::file("list", store));
+    if list()?.count() >= MOST {
+        for entry in list()?.flatten() {
+            let _ = fs::remove_file(entry.path()); // by another one of us already
+        }
+    }
+    Ok(())
 }
 
 /// Checks that notifications reach somebody and do not stop the start itself.
@@ -139,6 +159,19 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_is_emptied_when_it_has_become_large() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let count = || fs::read_dir(dir.path()).expect("list").count();
+        for n in 0..1024 {
+            start_anew(dir.path()).expect("start anew");
+            fs::write(dir.path().join(n.to_string()), "").expect("write");
+        }
+        assert_eq!(count(), 1024);
+        start_anew(dir.path()).expect("start anew");
+        assert_eq!(count(), 0);
+    }
 
     fn check(json: serde_json::Value) -> Result<Option<Listener>, String> {
         listener(&serde_json::from_value(json).expect("profile")).map_err(|e| e.to_string())
