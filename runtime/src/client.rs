@@ -73,7 +73,7 @@ impl Shim {
     ) -> Result<Self, Error> {
         let fail = |e: std::io::Error| Error::new(ErrorKind::Failed, id, "connect to the shim", e);
         rustix::io::ioctl_fionbio(&socket, true).map_err(|e| fail(e.into()))?;
-        let socket = crate::sys::watch(socket).map_err(fail)?;
+        let socket = crate::sys::watch(socket, Interest::READABLE).map_err(fail)?;
         let inner = Arc::new(Inner {
             id: id.to_owned(),
             socket,
@@ -437,17 +437,27 @@ impl Drop for Forget<'_> {
     }
 }
 
+/// The socket itself is watched for reading only: else each request that the shim takes would wake this process, to tell
+/// it of room that it does not need.
 async fn send(
     socket: &AsyncFd<OwnedFd>,
     packet: &Packet,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(), protocol::WireError> {
+    let mut room = None;
     loop {
-        let mut ready = socket.writable().await.map_err(protocol::WireError::Memfd)?;
         match protocol::send(socket.get_ref().as_fd(), packet, fds) {
-            Err(e) if e.is_would_block() => ready.clear_ready(),
+            Err(e) if e.is_would_block() => {}
             other => return other,
         }
+        let room = match &room {
+            Some(room) => room,
+            None => {
+                let copy = socket.get_ref().try_clone()?;
+                room.insert(crate::sys::watch(copy, Interest::WRITABLE)?)
+            }
+        };
+        room.writable().await?.clear_ready();
     }
 }
 

@@ -187,3 +187,25 @@ async fn a_test_that_fails_takes_its_pod_along() {
     assert_eq!(pids.map(node::is_alive), [false; 3], "shim, pause, container");
     assert!(!groups.iter().any(|group| hierarchies.exists(group)), "of {groups:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_requests_than_the_socket_holds_wait_for_a_shim_that_stands_still() {
+    let Some(node) = Node::start("flood").await else { return };
+    let c = node.create("c1", Payload::sh("exec sleep 1000")).await.expect("create");
+    c.start().await.expect("start");
+    let pid = Pid::from_raw(node.shim.pid()).expect("pid");
+    kill_process(pid, Signal::STOP).expect("stop");
+    // Together several times what a socket takes (`net.core.wmem_default`).
+    let long = [b"{}".as_slice(), &[b' '; 30_000]].concat();
+    let ask = |_| {
+        let (shim, id, long) = (node.shim.clone(), c.id.clone(), long.clone());
+        tokio::spawn(async move { shim.update_container(&id, &long).await })
+    };
+    let asking: Vec<_> = (0..40).map(ask).collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    kill_process(pid, Signal::CONT).expect("go on");
+    for answer in asking {
+        answer.await.expect("asked").expect("answered");
+    }
+    node.end().await;
+}
