@@ -2,11 +2,17 @@
 //! server. Its header blocks are stored, not compressed, and need no dictionary.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use flate2::{Compress, Compression, FlushCompress};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::wait;
+
+/// Output that has not come by then does not.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What came on a stream so far.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -249,13 +255,12 @@ impl Command {
     /// Waits until standard output holds `text`; all of it so far.
     pub async fn until(&mut self, text: &str) -> String {
         let stdout = self.stdout;
-        let streams = self
-            .spdy
-            .reader
-            .until(|streams| streams.get(&stdout).is_some_and(|it| it.text().contains(text)))
-            .await;
-        let all = streams.get(&stdout).map(Got::text).unwrap_or_default();
-        assert!(all.contains(text), "{text:?} did not come: {streams:?}");
+        let so_far =
+            |streams: &BTreeMap<u32, Got>| streams.get(&stdout).map(Got::text).unwrap_or_default();
+        let come = self.spdy.reader.until(|streams| so_far(streams).contains(text));
+        let in_time = tokio::time::timeout(wait::scaled(PATIENCE), come).await.is_ok();
+        let all = so_far(&self.spdy.reader.streams);
+        assert!(in_time && all.contains(text), "{text:?} did not come: {all:?}");
         all
     }
 

@@ -66,7 +66,7 @@ async fn a_terminal_has_a_size_that_follows_its_client_and_ends_with_its_input()
     let mut command = container.stream(script, TTY).await;
     command.until("/dev/pts/").await;
     command.resize(123, 45).await;
-    command.until("45 123").await;
+    command.until("45 123\r\n").await; // whole: what is typed sooner is echoed in between
     command.send("word\n").await;
     let seen = command.until("word\r\nword\r\n").await; // the terminal's echo, then cat's
     assert!(seen.starts_with("xterm\r\n"), "{seen:?}");
@@ -225,7 +225,7 @@ async fn a_container_with_a_terminal_is_attached_to() {
     let container = pod.start(&spec).await;
     let mut client = container.attach(TTY).await;
     client.resize(99, 33).await;
-    client.until("33 99").await;
+    client.until("33 99\r\n").await;
     client.send("a\n").await;
     client.until("a\r\na\r\n").await;
     drop(client);
