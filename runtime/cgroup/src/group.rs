@@ -305,18 +305,31 @@ fn make(
 ) -> Result<(), Error> {
     let group = group.trim_matches('/');
     let dir = mount.join(group);
+    let mut left = ATTEMPTS;
     loop {
-        match rustix::fs::mkdir(&dir, rustix::fs::Mode::from_raw_mode(0o755)) {
-            Ok(()) => return prepare(&dir, Found::Missing),
-            Err(rustix::io::Errno::EXIST) => return prepare(&dir, Found::There),
-            Err(rustix::io::Errno::NOENT) => match group.rsplit_once('/') {
-                // Another creator may remove an empty parent between the two steps: hence the loop.
-                Some((parent, _)) => make(mount, parent, prepare)?,
-                None => return Err(Error::file("make", &dir, rustix::io::Errno::NOENT.into())),
-            },
-            Err(e) => return Err(Error::file("make", &dir, e.into())),
+        let made = match rustix::fs::mkdir(&dir, rustix::fs::Mode::from_raw_mode(0o755)) {
+            Ok(()) => prepare(&dir, Found::Missing),
+            Err(rustix::io::Errno::EXIST) => prepare(&dir, Found::There),
+            Err(e) => Err(Error::file("make", &dir, e.into())),
+        };
+        match made {
+            Err(e) if is_gone(&e) && left > 0 => left -= 1,
+            made => return made,
+        }
+        if let Some((parent, _)) = group.rsplit_once('/') {
+            make(mount, parent, prepare)?;
         }
     }
+}
+
+/// Whoever tidies up may remove what is empty, and its parent, between any two steps of one who makes a group.
+const ATTEMPTS: usize = 1000;
+
+/// Not there, or there for those only who have it open.
+fn is_gone(e: &Error) -> bool {
+    let (Error::File { source, .. } | Error::Limit { source, .. }) = e else { return false };
+    source.kind() == ErrorKind::NotFound
+        || source.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
 }
 
 /// A new v1 cpuset starts empty and refuses tasks (ENOSPC) until it has CPUs and memory nodes: those of its parent,
