@@ -150,6 +150,15 @@ pub fn listen(parent: BorrowedFd<'_>) -> Result<Report, Errno> {
     })
 }
 
+/// Those that came with a message.
+pub(crate) fn descriptors(ancillary: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+    let rights = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    rights.flatten().collect()
+}
+
 pub(crate) fn encode_failed(error: &Error) -> Vec<u8> {
     let mut out = [b"F", error.stage.as_bytes(), b"\0", error.message.as_bytes()].concat();
     out.truncate(REPORT_MAX);

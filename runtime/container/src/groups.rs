@@ -6,11 +6,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use cgroup::Joins;
 use rustix::fs::{Mode, OFlags, mkdirat, openat, symlinkat};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
 use crate::channel;
@@ -114,9 +115,8 @@ impl Groups {
         close_copy(self.creator.as_fd()); // so that its end is noticed
         let (tasks, mounts) = receive(self.init.as_fd())?;
         // By itself: moving another process takes a global lock for milliseconds.
-        tasks
-            .iter()
-            .try_for_each(|file| rustix::io::write(file, b"0").map(drop))
+        Joins { tasks, born: None }
+            .enter()
             .at(JOIN, format!("write 0 to the files of {}", c.plan.cgroup))?;
         schedule::set_all_cpus().at("CPU affinity", "any CPU of the group")?;
         let mut fds = mounts.into_iter();
@@ -224,14 +224,7 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>), Error
     let flags = RecvFlags::CMSG_CLOEXEC;
     let got = retry_on_intr(|| recvmsg(socket, &mut parts, &mut ancillary, flags))
         .at(JOIN, "hear of it from the creator")?;
-    let mut fds: Vec<OwnedFd> = ancillary
-        .drain()
-        .filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-            _ => None,
-        })
-        .flatten()
-        .collect();
+    let mut fds = channel::descriptors(&mut ancillary);
     match &text[..got.bytes] {
         [MADE, tasks] if usize::from(*tasks) <= fds.len() => {
             let trees = fds.split_off(usize::from(*tasks));

@@ -7,11 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use rustix::process::{Pid, WaitOptions, waitpid};
 
+use crate::channel::descriptors;
 use crate::error::{At, Error};
 use crate::options::Idmap;
 use crate::plan::{From, Namespace, Plan};
@@ -106,15 +107,7 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Option<(OwnedFd, OwnedFd, bool)>, E
     let got = retry_on_intr(|| {
         recvmsg(socket, &mut [IoSliceMut::new(&mut word)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
     })?;
-    let fds: Vec<OwnedFd> = ancillary
-        .drain()
-        .filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    let mut fds = fds.into_iter();
+    let mut fds = descriptors(&mut ancillary).into_iter();
     match (got.bytes, fds.next(), fds.next()) {
         (1, Some(tree), Some(users)) => Ok(Some((tree, users, word[0] == 1))),
         _ => Ok(None),
