@@ -67,7 +67,8 @@ fn make_groups(dirs: &[PathBuf]) -> (Vec<File>, Option<OwnedFd>) {
     let (mut tasks, mut born) = (Vec::new(), None);
     for dir in dirs {
         mkdirat(CWD, dir, Mode::from_raw_mode(0o755)).unwrap();
-        if dir.join("cpuset.cpus").exists() {
+        // On v2 it is the parent's where nobody says otherwise.
+        if dir.join("cpuset.cpus").exists() && dir.join("tasks").exists() {
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 let all = std::fs::read(dir.parent().unwrap().join(file)).unwrap();
                 std::fs::write(dir.join(file), all).unwrap();

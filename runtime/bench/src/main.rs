@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
 mod bundle;
+mod crowd;
 mod floor;
 mod peer;
 mod shim;
@@ -52,6 +53,12 @@ fn main() {
         }
     }
     let mut pod = shim::Pod::start(dir.path(), &bundle, &bin.join("lapstrake-shim"));
+    if let [_, verb, rounds] = args.as_slice()
+        && verb == crowd::VERB
+    {
+        crowd::rounds(dir.path(), &mut pod, rounds.parse().unwrap());
+        return pod.end();
+    }
     // For a profiler: one of them alone, as often as is said.
     if let [_, name, rounds] = args.as_slice() {
         let rounds: usize = rounds.parse().unwrap();
@@ -78,6 +85,10 @@ fn main() {
         keep("floor", floor(Network::Own));
         keep("floor in a pod", floor(Network::Joined));
         keep("shim", (0..PER_BLOCK).map(|_| pod.run()).collect());
+        keep("pod", (0..PER_BLOCK).map(|_| pod.another()).collect());
+        for (name, times) in crowd::run(PER_BLOCK) {
+            keep(&name, times);
+        }
         for peer in &peers {
             keep(&peer.name, peer.run(&bundle, &format!("b{block}"), PER_BLOCK));
         }
@@ -118,6 +129,10 @@ fn table(peers: &[Peer], times: &mut BTreeMap<String, Vec<Duration>>) {
     }
     ratio("shim's own path / floor in a pod", "shim", "floor in a pod", 2.0);
     ratio("lapstrake-oci / floor", ours, "floor", 4.0);
+    for name in ["shim", "pod"] {
+        let crowded = crowd::name(name);
+        ratio(&format!("{crowded} / without them"), &crowded, name, 1.25);
+    }
 }
 
 /// The machine's load average: what stands beside every figure.

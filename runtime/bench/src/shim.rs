@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use runtime::{CreateContainer, CreateSandbox, ExecSync, Rootfs, Shim, ShimCgroup, Shims};
+use runtime::{CreateContainer, CreateSandbox, Event, ExecSync, Rootfs, Shim, ShimCgroup, Shims};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::bundle::Bundle;
@@ -43,29 +43,39 @@ impl<'a> Pod<'a> {
         std::fs::write(dir.join("config.json"), own.to_string()).unwrap();
         let parent = format!("lapstrake-bench-{}/shims", std::process::id());
         let shims = Shims::open(binary, ShimCgroup { parent }).unwrap();
-        let (shim, pause) = tokio.block_on(async {
-            let shim = shims.spawn(ID, &dir).await.unwrap();
-            let ask = CreateSandbox {
-                id: ID.into(),
-                bundle: dir.clone(),
-                shm_size: 1 << 20,
-                seccomp_bpf: None,
-            };
-            let made = shim.create_sandbox(ask, None).await.unwrap();
-            (shim, made.pause_pid)
-        });
+        let (shim, pause) = tokio.block_on(sandbox(&shims, ID, &dir));
         Self { tokio, shims, shim, dir, bundle, group, pause, count: 0 }
     }
 
-    /// One container from creation to deletion.
+    /// How long another pod beside this one takes to come: its shim and its sandbox.
+    pub(crate) fn another(&self) -> Duration {
+        const ID: &str = "bench-another";
+        let dir = self.dir.with_file_name(ID);
+        std::fs::create_dir_all(dir.join("shm")).unwrap();
+        let config = std::fs::read_to_string(self.dir.join("config.json")).unwrap();
+        std::fs::write(dir.join("config.json"), config.replace(self::ID, ID)).unwrap();
+        self.tokio.block_on(async {
+            let begun = Instant::now();
+            let (shim, _) = sandbox(&self.shims, ID, &dir).await;
+            let took = begun.elapsed();
+            shim.shutdown().await.unwrap();
+            self.shims.forget(ID).await.unwrap();
+            took
+        })
+    }
+
+    /// One container from creation to deletion. Of its end the daemon hears by an event.
     pub(crate) fn run(&mut self) -> Duration {
         let (ask, id) = self.container(&["/bin/true"]);
         let shim = &self.shim;
+        let mut events = shim.events();
         self.tokio.block_on(async {
             let begun = Instant::now();
             shim.create_container(ask).await.unwrap();
             shim.start_container(&id).await.unwrap();
-            let exit = shim.wait(&id, LIMIT).await.unwrap().expect("an end");
+            let Event::Exited { exit, .. } = events.recv().await.unwrap() else {
+                panic!("the shim is lost")
+            };
             shim.delete_container(&id).await.unwrap();
             let took = begun.elapsed();
             assert_eq!(exit.code, 0);
@@ -144,6 +154,14 @@ impl<'a> Pod<'a> {
         shims.prune();
         cgroup::Hierarchies::detect().unwrap().prune(&group);
     }
+}
+
+async fn sandbox(shims: &Shims, id: &str, dir: &Path) -> (Shim, i32) {
+    let shim = shims.spawn(id, dir).await.unwrap();
+    let (id, bundle) = (id.into(), dir.to_owned());
+    let ask = CreateSandbox { id, bundle, shm_size: 1 << 20, seccomp_bpf: None };
+    let made = shim.create_sandbox(ask, None).await.unwrap();
+    (shim, made.pause_pid)
 }
 
 /// What a process holds.
