@@ -29,6 +29,8 @@ const END: Duration = Duration::from_secs(30);
 const EXEC_SLACK: Duration = Duration::from_secs(5);
 /// The version of the protocol since which a container can have our init and mounts by descriptor.
 const PROCESS_VERSION: u32 = 3;
+/// The one since which a sandbox can be made from a bare mount namespace.
+const BARE_VERSION: u32 = 6;
 /// Events kept for a slow listener. One who misses some reads the inventory.
 const EVENTS: usize = 256;
 
@@ -49,6 +51,8 @@ struct Inner {
     pid: std::sync::atomic::AtomicI32,
     version: std::sync::atomic::AtomicU32,
     sessions: Sessions,
+    /// What the sandbox is made from; of no use any more to one that is there.
+    bare: Option<Arc<OwnedFd>>,
 }
 
 /// Who waits for which answer; gone with the connection.
@@ -69,6 +73,7 @@ impl Shim {
     pub(crate) async fn greet(
         id: &str,
         socket: OwnedFd,
+        bare: Option<Arc<OwnedFd>>,
         deadline: Duration,
     ) -> Result<Self, Error> {
         let fail = |e: std::io::Error| Error::new(ErrorKind::Failed, id, "connect to the shim", e);
@@ -83,6 +88,7 @@ impl Shim {
             pid: 0.into(),
             version: 0.into(),
             sessions: Sessions::default(),
+            bare,
         });
         let task = tokio::spawn(read_all(Arc::clone(&inner)));
         let shim = Self { inner, _keep: Arc::new(Guard(task.abort_handle())) };
@@ -139,11 +145,13 @@ impl Shim {
     ) -> Result<SandboxCreated, Error> {
         let stage = "create the sandbox";
         let id = req.id.clone();
+        let bare = self.inner.bare.as_ref().filter(|_| self.version() >= BARE_VERSION);
         let ask = protocol::CreateSandbox {
             id: req.id,
             bundle: text(&req.bundle, &id, stage)?,
             shm_size: req.shm_size,
             has_netns: netns.is_some(),
+            has_mounts: bare.is_some(),
             seccomp_bpf: match &req.seccomp_bpf {
                 Some(file) => text(file, &id, stage)?,
                 None => String::new(),
@@ -152,7 +160,8 @@ impl Shim {
         if req.seccomp_bpf.is_some() {
             self.speaks(PROCESS_VERSION, &id, stage)?;
         }
-        let fds: Vec<_> = netns.iter().map(AsFd::as_fd).collect();
+        let bare = bare.iter().map(|it| it.as_fd());
+        let fds: Vec<_> = netns.iter().map(AsFd::as_fd).chain(bare).collect();
         match self.call(Ask::CreateSandbox(ask), &fds, (stage, &id), Some(CREATE)).await? {
             (Reply::Created(c), _) => {
                 Ok(SandboxCreated { pause_pid: c.pid, pause_start_ticks: c.start_ticks })

@@ -1,5 +1,6 @@
 //! The daemon's side of the runtime: starts shims, finds them again, and speaks to them.
 
+mod bare;
 mod client;
 mod error;
 mod held;

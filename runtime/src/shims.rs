@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::bare;
 use crate::client::Shim;
 use crate::error::{Error, ErrorKind};
 
@@ -41,6 +42,7 @@ impl ShimCgroup {
 #[derive(Debug, Clone)]
 pub struct Shims {
     image: Arc<OwnedFd>,
+    bare: Arc<OwnedFd>,
     group: ShimCgroup,
     pub(crate) node: Arc<cgroup::Hierarchies>,
 }
@@ -62,7 +64,11 @@ impl Shims {
             cgroup::Hierarchies::detect().map_err(|e| fail(io::Error::other(e.to_string())))?;
         // Read-only from here: a file open for writing cannot be executed.
         let image = File::open(format!("/proc/self/fd/{}", image.as_raw_fd())).map_err(fail)?;
-        Ok(Self { image: Arc::new(image.into()), group: cgroup, node: Arc::new(node) })
+        let bare = bare::namespace().map_err(|e| {
+            Error::new(ErrorKind::Failed, &shown, "make an empty mount namespace", e)
+        })?;
+        let (image, bare) = (Arc::new(image.into()), Arc::new(bare));
+        Ok(Self { image, bare, group: cgroup, node: Arc::new(node) })
     }
 
     /// Starts a detached shim for the pod whose directory is `pod_dir`; returns when it has said hello.
@@ -74,7 +80,7 @@ impl Shims {
             .map_err(io::Error::other)
             .and_then(|r| r)
             .map_err(|e| Error::new(ErrorKind::Failed, id, "start the shim", e))?;
-        let greeted = Shim::greet(id, socket, SPAWN).await;
+        let greeted = Shim::greet(id, socket, Some(Arc::clone(&self.bare)), SPAWN).await;
         greeted.map_err(|e| match e.kind {
             ErrorKind::Gone => {
                 Error::new(ErrorKind::Failed, id, "start the shim", last_words(pod_dir))
@@ -168,7 +174,7 @@ impl Shim {
             Err(e) if is_gone(&e) => return Err(Error::gone(id, stage)),
             Err(e) => return Err(Error::new(ErrorKind::Failed, id, stage, e)),
         };
-        Self::greet(id, socket, deadline).await
+        Self::greet(id, socket, None, deadline).await
     }
 }
 

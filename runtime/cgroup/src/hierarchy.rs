@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -48,32 +48,45 @@ pub fn driver() -> Result<Driver, Error> {
 }
 
 impl Hierarchies {
-    /// Reads `/proc/self/mountinfo`.
+    /// Reads `/proc/self/mountinfo` up to the last hierarchy that `/proc/self/cgroup` names. They are mounted at boot:
+    /// the mounts of the node's pods, which may be thousands, come behind them.
     pub fn detect() -> Result<Self, Error> {
-        let path = "/proc/self/mountinfo";
-        // Room at once: the file has no size to go by, and each read of a piece takes the lock of all mounts.
-        let mut text = String::with_capacity(16 << 10);
-        let read = File::open(path).and_then(|mut file| file.read_to_string(&mut text));
-        read.map_err(|e| Error::file("read", path, e))?;
-        Ok(Self::parse(&text))
+        const MOUNTS: &str = "/proc/self/mountinfo";
+        const NAMES: &str = "/proc/self/cgroup";
+        /// What is read at once takes the lock of all mounts once.
+        const PIECE: usize = 8 << 10;
+        let names = std::fs::read_to_string(NAMES).map_err(|e| Error::file("read", NAMES, e))?;
+        let mounts = File::open(MOUNTS).map(|file| BufReader::with_capacity(PIECE, file));
+        let found = mounts.and_then(|mounts| Self::find(mounts, &names));
+        found.map_err(|e| Error::file("read", MOUNTS, e))
     }
 
     /// Picks the cgroup mounts out of a mountinfo text; the first mount of a hierarchy wins, because later
     /// ones are usually the partial views that containers get.
-    pub fn parse(mountinfo: &str) -> Self {
+    fn find(mountinfo: impl BufRead, names: &str) -> io::Result<Self> {
+        let unified = names.lines().any(|line| line.starts_with("0:"));
+        let v1 = names.lines().count() - usize::from(unified);
         let mut found = Self::default();
-        for line in mountinfo.lines() {
-            let Some((left, right)) = line.split_once(" - ") else { continue };
-            let mut right = right.split(' ');
-            let (kind, options) = (right.next().unwrap_or(""), right.nth(1).unwrap_or(""));
-            let Some(mount) = left.split(' ').nth(4).map(unescaped) else { continue };
-            match kind {
-                "cgroup2" if found.unified.is_none() => found.unified = Some(mount),
-                "cgroup" => found.add_v1(controllers(options), mount),
-                _ => {}
+        for line in mountinfo.split(b'\n') {
+            found.add(&String::from_utf8_lossy(&line?));
+            if found.v1.len() >= v1 && found.unified.is_some() >= unified {
+                break;
             }
         }
-        found
+        Ok(found)
+    }
+
+    /// What a line of mountinfo shows, if that is a hierarchy.
+    fn add(&mut self, line: &str) {
+        let Some((left, right)) = line.split_once(" - ") else { return };
+        let mut right = right.split(' ');
+        let (kind, options) = (right.next().unwrap_or(""), right.nth(1).unwrap_or(""));
+        let Some(mount) = left.split(' ').nth(4).map(unescaped) else { return };
+        match kind {
+            "cgroup2" if self.unified.is_none() => self.unified = Some(mount),
+            "cgroup" => self.add_v1(controllers(options), mount),
+            _ => {}
+        }
     }
 
     fn add_v1(&mut self, controllers: Vec<String>, mount: PathBuf) {
@@ -163,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_hybrid_node_shows_its_v1_hierarchies_once_and_its_v2_tree() {
-        let h = Hierarchies::parse(HYBRID);
+        let h = find(HYBRID, "2:cpu,cpuacct:/\n1:name=systemd:/a\n0::/a\n");
         assert_eq!(h.driver(), Driver::Hybrid);
         assert_eq!(h.v1.len(), 2);
         assert_eq!(h.dir("cpuacct", "/a/b"), Some(PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/a/b")));
@@ -173,9 +186,34 @@ mod tests {
 
     #[test]
     fn a_pure_v2_node_is_told_from_a_hybrid_one() {
-        let h =
-            Hierarchies::parse("30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate");
+        let h = find("30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate", "0::/\n");
         assert_eq!((h.driver(), h.is_v2()), (Driver::V2, true));
+    }
+
+    #[test]
+    fn what_is_behind_the_last_hierarchy_is_not_read() {
+        let then_breaks = |names: &str| {
+            let text = io::Read::chain(HYBRID.as_bytes(), BufReader::new(Broken));
+            Hierarchies::find(text, names)
+        };
+        let found = then_breaks("2:cpu,cpuacct:/\n1:name=systemd:/\n0::/\n");
+        assert_eq!(found.expect("all there").driver(), Driver::Hybrid);
+        let found = then_breaks("2:cpu,cpuacct:/\n1:name=systemd:/\n");
+        assert_eq!(found.expect("all there").driver(), Driver::V1, "not as far as the v2 tree");
+        then_breaks("3:pids:/\n2:cpu,cpuacct:/\n1:name=systemd:/\n0::/\n")
+            .expect_err("one is missing still");
+    }
+
+    fn find(mountinfo: &str, names: &str) -> Hierarchies {
+        Hierarchies::find(mountinfo.as_bytes(), names).expect("text")
+    }
+
+    struct Broken;
+
+    impl io::Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("read too far"))
+        }
     }
 
     #[test]

@@ -2,22 +2,17 @@
 //! so it is mounted with `mount(2)`, in a mount namespace that nobody else sees, and taken from there.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, OpenTreeFlags, mount, mount_change, open_tree,
-};
-use rustix::process::fchdir;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::mount::{MountFlags, OpenTreeFlags, mount, open_tree};
 
 use crate::create::Layers;
+use crate::elsewhere;
 use crate::error::{At, Error};
 use crate::overlay::{STAGE, Upper};
-use crate::plan::Namespace;
-use crate::sys::process::unshare;
 
 /// A directory that exists, for the moment between mounting and taking. Its content is looked at before the overlay
 /// covers it.
@@ -25,27 +20,7 @@ const PLACE: &str = "/proc";
 
 /// As `overlay::overlay`.
 pub(crate) fn overlay(layers: &Layers, label: Option<&str>) -> Result<OwnedFd, Error> {
-    within(|| mount_and_take(layers, label))
-}
-
-/// Works in a mount namespace that nobody else sees and that ends with the work. The calling thread comes back to
-/// the namespace and directory it was in.
-pub(crate) fn within<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    let stage = "make a mount namespace for the overlay";
-    let open = |path: &str, flags: OFlags| {
-        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
-            .at(stage, format!("open {path}"))
-    };
-    let home = open("/proc/thread-self/ns/mnt", OFlags::RDONLY)?;
-    let directory = open(".", OFlags::PATH | OFlags::DIRECTORY)?;
-    unshare(Namespace::Mount as u64).at(stage, "unshare")?;
-    let done = mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .at(STAGE, "detach from the host's mounts")
-        .and_then(|()| work());
-    move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Mount))
-        .at(stage, "come back")?;
-    fchdir(&directory).at(stage, "come back to the working directory")?;
-    done
+    elsewhere::alone(|| mount_and_take(layers, label))
 }
 
 fn mount_and_take(layers: &Layers, label: Option<&str>) -> Result<OwnedFd, Error> {

@@ -8,7 +8,7 @@ use crate::gate::Gate;
 use crate::groups::Groups;
 use crate::mapper::Mapper;
 use crate::plan::{Namespace, Plan};
-use crate::sources::{self, Sources};
+use crate::sources::{self, Sources, View};
 use crate::sys::process::{CloneArgs, NEW_LISTENER, clone};
 use crate::users::Users;
 use crate::{channel, init, process, rdt};
@@ -30,7 +30,10 @@ pub struct Creation<'a> {
     /// Joined instead of the user namespace that the plan names.
     pub userns: Option<BorrowedFd<'a>>,
     pub seccomp: Option<&'a Seccomp>,
-    pub shm: Option<SharedMemory>,
+    /// Of the pod that the container is in.
+    pub pause: Option<Pause>,
+    /// A mount namespace to start from where there is no pause's.
+    pub bare: Option<BorrowedFd<'a>>,
     /// Detached mounts that take the place of the sources of bind mounts, by destination.
     pub trees: &'a [(PathBuf, OwnedFd)],
     /// Init's end of the report channel.
@@ -120,11 +123,12 @@ pub enum Program<'a> {
     Init(BorrowedFd<'a>),
 }
 
-/// A bind from `path` means the `/dev/shm` of this pause process.
+/// The pause process of a pod. Where it can, a container starts from a copy of its few mounts, not of the host's many.
 #[derive(Debug, Clone)]
-pub struct SharedMemory {
-    pub path: PathBuf,
-    pub pause_pid: i32,
+pub struct Pause {
+    pub pid: i32,
+    /// A bind from this path means its `/dev/shm`.
+    pub shm: Option<PathBuf>,
 }
 
 impl Creation<'_> {
@@ -168,7 +172,10 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     if let Some(users) = &users {
         init::join(Namespace::User, &users.fd)?;
     }
-    let by_init = Namespace::Cgroup as u64 | Namespace::Time as u64 | Namespace::User as u64;
+    let mut by_init = Namespace::Cgroup as u64 | Namespace::Time as u64 | Namespace::User as u64;
+    if matches!(sources.view, View::Bare(_)) {
+        by_init |= Namespace::Mount as u64;
+    }
     let namespaces = c.plan.namespaces.new & !by_init;
     let cgroup = groups.born.as_ref().map(AsRawFd::as_raw_fd);
     let args = CloneArgs { namespaces, sibling: c.sibling, cgroup };

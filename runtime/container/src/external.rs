@@ -7,10 +7,10 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
-use crate::create::{Layers, SharedMemory};
+use crate::create::{Layers, Pause};
 use crate::error::{At, Error};
 use crate::plan::Namespace;
-use crate::{mounts, overlay, sources, sys};
+use crate::{elsewhere, mounts, overlay, sources, sys};
 
 const STAGE: &str = "mount the root file system";
 
@@ -20,16 +20,16 @@ const STAGE: &str = "mount the root file system";
 pub fn prepare(
     bundle: &Path,
     layers: &Layers,
-    shm: Option<&SharedMemory>,
+    pause: Option<&Pause>,
     label: Option<&str>,
 ) -> Result<(), Error> {
     sys::process::unshare(Namespace::Mount as u64).at(STAGE, "make a mount namespace")?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .at("detach from the host's mounts", "make / a slave")?;
     attach(&overlay::overlay(layers, None, label)?, &bundle.join("rootfs"), STAGE)?;
-    if let Some(shm) = shm {
+    if let Some((pause, path)) = pause.and_then(|it| it.shm.as_ref().map(|path| (it, path))) {
         let stage = "mount /dev/shm";
-        attach(&sources::open_shm(shm, stage)?, &shm.path, stage)?;
+        attach(&sources::shared_memory(&elsewhere::of(pause.pid)?, stage)?, path, stage)?;
     }
     Ok(())
 }

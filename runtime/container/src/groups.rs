@@ -31,7 +31,7 @@ const STAGE: &str = "create the cgroup";
 const JOIN: &str = "join the cgroup";
 /// SCM_MAX_FD, more than one message carries.
 const FDS_MAX: usize = 253;
-/// First byte of the message that brings a group; the number of files to join follows.
+/// The message that brings a part of it by descriptors.
 const MADE: u8 = b'M';
 
 /// What a cgroup mount of v1 is to be: a small tmpfs with a directory for each hierarchy, and a detached tree for each, the
@@ -72,15 +72,23 @@ impl Groups {
         Ok(groups)
     }
 
-    /// Makes them, writes their limits and hands them over; init waits for that before it says that it is ready.
+    /// Makes them, writes their limits and hands them over, what init is to join first; it waits for that before it
+    /// says that it is ready.
     pub(crate) fn make(&self, c: &Creation<'_>, users: Option<&Users>) -> Result<(), Error> {
-        let made = self.limit(c).and_then(|()| Ok((self.tasks(c)?, mounts(c, users)?)));
+        let tasks = self.limit(c).and_then(|()| self.tasks(c));
+        self.hand_over(tasks, |tasks| tasks.iter().map(AsFd::as_fd).collect())?;
+        cgroup_mounts(c).try_for_each(|mount| {
+            self.hand_over(CgroupMount::make(c, mount, users), CgroupMount::fds)
+        })
+    }
+
+    fn hand_over<T>(
+        &self,
+        made: Result<T, Error>,
+        fds: impl FnOnce(&T) -> Vec<BorrowedFd<'_>>,
+    ) -> Result<(), Error> {
         let (text, fds) = match &made {
-            Ok((tasks, mounts)) => {
-                let mounts = mounts.iter().flat_map(CgroupMount::fds);
-                let fds = tasks.iter().map(AsFd::as_fd).chain(mounts).collect();
-                (vec![MADE, tasks.len() as u8], fds)
-            }
+            Ok(made) => (vec![MADE], fds(made)),
             Err(error) => (channel::encode_failed(error), Vec::new()),
         };
         match send(self.creator.as_fd(), &text, &fds) {
@@ -110,17 +118,18 @@ impl Groups {
         tasks.map_err(failed(JOIN))
     }
 
-    /// Init's side: waits for the groups and goes into them. Returns what the cgroup mounts of the plan are to be.
+    /// Init's side: waits for the groups and goes into them. Returns what the cgroup mounts of the plan are to be, which
+    /// are made meanwhile.
     pub(crate) fn join(&self, c: &Creation<'_>) -> Result<Vec<CgroupMount>, Error> {
         close_copy(self.creator.as_fd()); // so that its end is noticed
-        let (tasks, mounts) = receive(self.init.as_fd())?;
+        let tasks = receive(self.init.as_fd())?;
         // By itself: moving another process takes a global lock for milliseconds.
         Joins { tasks, born: None }
             .enter()
             .at(JOIN, format!("write 0 to the files of {}", c.plan.cgroup))?;
         schedule::set_all_cpus().at("CPU affinity", "any CPU of the group")?;
-        let mut fds = mounts.into_iter();
-        Ok(std::iter::from_fn(|| CgroupMount::of(&mut fds, c.node.v1.len())).collect())
+        let mounts = cgroup_mounts(c).map(|_| receive(self.init.as_fd()).and_then(CgroupMount::of));
+        mounts.collect()
     }
 }
 
@@ -159,16 +168,17 @@ impl CgroupMount {
         Ok(Self { holder, groups })
     }
 
-    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let groups = self.groups.iter().flat_map(|(place, tree)| [place.as_fd(), tree.as_fd()]);
-        [self.holder.as_fd()].into_iter().chain(groups)
+        [self.holder.as_fd()].into_iter().chain(groups).collect()
     }
 
-    /// The next one of those that were handed over.
-    fn of(fds: &mut impl Iterator<Item = OwnedFd>, hierarchies: usize) -> Option<Self> {
-        let holder = fds.next()?;
-        let groups = (0..hierarchies).map_while(|_| Some((fds.next()?, fds.next()?))).collect();
-        Some(Self { holder, groups })
+    /// From what [`CgroupMount::fds`] gave.
+    fn of(fds: Vec<OwnedFd>) -> Result<Self, Error> {
+        let mut fds = fds.into_iter();
+        let holder = fds.next().ok_or_else(|| Error::new(JOIN, "its mount did not arrive"))?;
+        let groups = std::iter::from_fn(|| Some((fds.next()?, fds.next()?))).collect();
+        Ok(Self { holder, groups })
     }
 
     pub(crate) fn attach(&self, place: &OwnedFd, stage: &str) -> Result<(), Error> {
@@ -181,10 +191,6 @@ impl CgroupMount {
 fn cgroup_mounts<'a>(c: &Creation<'a>) -> impl Iterator<Item = &'a Mount> {
     let v1 = !c.node.is_v2();
     c.plan.mounts.iter().filter(move |m| v1 && m.from == From::Cgroup)
-}
-
-fn mounts(c: &Creation<'_>, users: Option<&Users>) -> Result<Vec<CgroupMount>, Error> {
-    cgroup_mounts(c).map(|mount| CgroupMount::make(c, mount, users)).collect()
 }
 
 /// Whether init must be in its groups before it builds the root: to make a namespace of them, to pay for what it copies,
@@ -216,7 +222,7 @@ fn send(socket: BorrowedFd<'_>, text: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(
     sendmsg(socket, &[IoSlice::new(text)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
-fn receive(socket: BorrowedFd<'_>) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>), Error> {
+fn receive(socket: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Error> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut text = [0; channel::REPORT_MAX];
@@ -224,12 +230,8 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>), Error
     let flags = RecvFlags::CMSG_CLOEXEC;
     let got = retry_on_intr(|| recvmsg(socket, &mut parts, &mut ancillary, flags))
         .at(JOIN, "hear of it from the creator")?;
-    let mut fds = channel::descriptors(&mut ancillary);
     match &text[..got.bytes] {
-        [MADE, tasks] if usize::from(*tasks) <= fds.len() => {
-            let trees = fds.split_off(usize::from(*tasks));
-            Ok((fds, trees))
-        }
+        [MADE] => Ok(channel::descriptors(&mut ancillary)),
         [] => Err(Error::new(JOIN, "its creator was killed")),
         [_, text @ ..] => Err(channel::decode_failed(text)),
     }

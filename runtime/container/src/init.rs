@@ -79,7 +79,7 @@ fn build_and_become(
         }
         Stdio::Terminal => Some(dev::terminal(&root, &plan.process, plan.make_dev)?),
     };
-    mask::hide(&root, plan)?;
+    mask::hide(&root, plan, sources.null.as_ref())?;
     // The working directory may lie on a volume or in the image; it is made before the root turns read-only.
     root.make_dirs(&plan.process.cwd)
         .at("working directory", format!("make {}", plan.process.cwd.display()))?;
@@ -227,9 +227,9 @@ fn sysctls(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where the root will hang, in this namespace only; nowhere yet in one that is joined.
+/// Where the root will hang, in this namespace only; nowhere yet where the bundle is not to be seen.
 fn place_of_root(c: &Creation<'_>, view: &View) -> Result<Option<OwnedFd>, Error> {
-    if matches!(view, View::Joined(_)) {
+    if matches!(view, View::Joined(_) | View::Bare(_)) {
         return Ok(None);
     }
     let at = match &c.rootfs {
@@ -251,8 +251,13 @@ fn attach_root(
     sources: &Sources,
     place: Option<OwnedFd>,
 ) -> Result<(Root, Jail), Error> {
-    if let View::Joined(namespace) = &sources.view {
-        join(Namespace::Mount, namespace)?;
+    match &sources.view {
+        View::Own | View::Shared => {}
+        View::Joined(namespace) => join(Namespace::Mount, namespace)?,
+        View::Bare(namespace) => {
+            join(Namespace::Mount, namespace)?;
+            unshare(Namespace::Mount as u64).at("copy the mounts to start from", "unshare")?;
+        }
     }
     // What a joined one has below its root is not ours to walk: the container's root is put right over it.
     let place = place.map_or_else(|| directory(Path::new("/")), Ok)?;

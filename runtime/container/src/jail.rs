@@ -32,7 +32,7 @@ impl Jail {
     pub(crate) fn of(view: &View, no_pivot: bool) -> Result<Self, Error> {
         match (view, no_pivot) {
             (View::Own, true) => bare_mounts().map(Self::Move),
-            (View::Own | View::Joined(_), false) => Ok(Self::Pivot),
+            (View::Own | View::Bare(_) | View::Joined(_), false) => Ok(Self::Pivot),
             (View::Shared, false) => Ok(Self::Chroot),
             (_, true) => Err(Error::new(
                 STAGE,

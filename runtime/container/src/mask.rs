@@ -2,8 +2,9 @@
 //! nothing that the image provides is ever used as the mask.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, major, minor, open};
+use rustix::fs::{FileType, fstat, major, minor};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
@@ -12,10 +13,22 @@ use crate::mounts::move_onto;
 use crate::overlay;
 use crate::plan::Plan;
 use crate::root::Root;
+use crate::sources::clone_tree;
 use crate::sys::mount::{Change, attr, set};
 
-/// Must run before the pivot: the null device is the host's, from this process' copy of the host's mounts.
-pub(crate) fn hide(root: &Root, plan: &Plan) -> Result<(), Error> {
+/// The host's null device, a detached mount.
+pub(crate) fn null_device() -> Result<OwnedFd, Error> {
+    const STAGE: &str = "mask files";
+    let null = clone_tree(Path::new("/dev/null"), false, STAGE)?;
+    let stat = fstat(&null).at(STAGE, "stat /dev/null")?;
+    if (major(stat.st_rdev), minor(stat.st_rdev)) != (1, 3) {
+        return Err(Error::new(STAGE, "the host's /dev/null is not the null device"));
+    }
+    Ok(null)
+}
+
+/// `null`: what covers files.
+pub(crate) fn hide(root: &Root, plan: &Plan, null: Option<&OwnedFd>) -> Result<(), Error> {
     for path in &plan.readonly {
         let stage = format!("make {} read-only", path.display());
         let Some(place) = existing(root.place(path), &stage)? else { continue };
@@ -24,7 +37,8 @@ pub(crate) fn hide(root: &Root, plan: &Plan) -> Result<(), Error> {
         set(tree.as_fd(), readonly, None).at(&stage, "set attributes")?;
         move_onto(&tree, &place).at(&stage, "attach")?;
     }
-    let mut masks = Masks { label: plan.mount_label.as_deref(), ..Default::default() };
+    let mut masks =
+        Masks { label: plan.mount_label.as_deref(), null, null_is_attached: false, empty: None };
     for path in &plan.masked {
         let stage = format!("mask {}", path.display());
         let Some(place) = existing(root.place(path), &stage)? else { continue };
@@ -44,27 +58,22 @@ fn existing(place: Result<OwnedFd, Errno>, stage: &str) -> Result<Option<OwnedFd
     }
 }
 
-#[derive(Default)]
+/// The first mask of a kind is attached itself; the others are clones of it: what is attached nowhere is not cloned by
+/// kernels before 6.15, and one tmpfs serves all.
 struct Masks<'a> {
     label: Option<&'a str>,
-    null: Option<OwnedFd>,
-    /// The first directory mask, attached; the others are clones, so that one tmpfs serves all.
+    null: Option<&'a OwnedFd>,
+    null_is_attached: bool,
     empty: Option<OwnedFd>,
 }
 
 impl Masks<'_> {
     fn file(&mut self, stage: &str) -> Result<OwnedFd, Error> {
-        if self.null.is_none() {
-            let null = open(c"/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                .at(stage, "open /dev/null")?;
-            let stat = fstat(&null).at(stage, "stat /dev/null")?;
-            if (major(stat.st_rdev), minor(stat.st_rdev)) != (1, 3) {
-                return Err(Error::new(stage, "the host's /dev/null is not the null device"));
-            }
-            self.null = Some(null);
+        let null = self.null.ok_or_else(|| Error::new(stage, "there is no null device"))?;
+        match std::mem::replace(&mut self.null_is_attached, true) {
+            false => null.try_clone().at(stage, "duplicate"),
+            true => clone_of(null, false).at(stage, "clone /dev/null"),
         }
-        clone_of(self.null.as_ref().unwrap_or_else(|| unreachable!("set above")), false)
-            .at(stage, "clone /dev/null")
     }
 
     fn directory(&mut self, stage: &str) -> Result<OwnedFd, Error> {

@@ -11,12 +11,12 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
-use crate::aside;
 use crate::create::Layers;
 use crate::error::{At, Error};
 use crate::mounts::move_onto;
 use crate::sources::map_ids;
 use crate::users::Users;
+use crate::{aside, elsewhere};
 
 pub(crate) const STAGE: &str = "mount the root file system";
 
@@ -47,7 +47,7 @@ pub(crate) fn overlay(
         return trees.pop().ok_or_else(|| Error::new(STAGE, "an image without layers"));
     }
     // Kernels before 6.15 do not stack layers that are attached nowhere.
-    aside::within(|| {
+    elsewhere::alone(|| {
         let holder = tmpfs(STAGE, &[("mode", "755")], None, MountAttrFlags::empty())?;
         let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let place =

@@ -1,25 +1,21 @@
 //! What must be opened in the host's mount namespace before there is a container: mount sources and namespaces.
 
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
-use rustix::process::{PidfdFlags, pidfd_open};
-use rustix::thread::{
-    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
-};
 
-use crate::create::{Creation, Rootfs, SharedMemory};
+use crate::create::{Creation, Rootfs};
 use crate::error::{At, Error, words};
+use crate::gate::Gate;
 use crate::mapper::Mapper;
 use crate::options::{self, Attributes, Idmap, Kind, Options, Propagation};
-use crate::plan::{From, Mappings, Mount, Namespace, Node, NodeKind};
+use crate::plan::{From, Mappings, Mount, Namespace, Node, NodeKind, Plan};
 use crate::sys::mount::{Change, MS_PRIVATE, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, attr, set};
 use crate::users::{self, Users};
-use crate::{dev, overlay};
+use crate::{dev, elsewhere, mask, overlay};
 
 /// Everything init needs from the host, by descriptor.
 #[derive(Debug)]
@@ -34,6 +30,8 @@ pub(crate) struct Sources {
     pub(crate) mapper: Option<Mapper>,
     /// One per node of `dev::nodes`: the host's, where init may not make it.
     pub(crate) devices: Vec<Option<OwnedFd>>,
+    /// The host's null device, when there is something to mask.
+    pub(crate) null: Option<OwnedFd>,
 }
 
 /// Which mounts the container lives among.
@@ -41,6 +39,9 @@ pub(crate) struct Sources {
 pub(crate) enum View {
     /// A copy of the host's, that it is taken out of.
     Own,
+    /// A copy of those of a namespace with next to nothing in it, such as pause's, however many the host has: made by
+    /// init when it needs the host's files no more.
+    Bare(OwnedFd),
     /// Those of a namespace that is there: joined by init when it needs the host's files no more.
     Joined(OwnedFd),
     /// The caller's: its mounts show there until they are unmounted.
@@ -68,13 +69,17 @@ pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Source
     };
     let private = Propagation { kind: Kind::Private, recursive: true };
     change(&root, "mount the root file system", private.into())?;
+    let pause = c.pause.as_ref().map(|pause| elsewhere::of(pause.pid)).transpose()?;
     let mut pinned = Pinned { users, others: Vec::new() };
-    let mounts =
-        c.plan.mounts.iter().map(|m| source(c, m, &mut pinned)).collect::<Result<_, _>>()?;
+    let source = |mount| source(c, mount, pause.as_ref(), &mut pinned);
+    let mounts = c.plan.mounts.iter().map(source).collect::<Result<_, _>>()?;
     let mut joins = Vec::new();
-    let mut view = match c.plan.namespaces.makes(Namespace::Mount) {
-        true => View::Own,
-        false => View::Shared,
+    let bare = c.bare.map(|fd| fd.try_clone_to_owned()).transpose();
+    let bare = bare.at("join namespaces", "duplicate the mount namespace")?.or(pause);
+    let mut view = match (c.plan.namespaces.makes(Namespace::Mount), bare) {
+        (true, Some(bare)) if !needs_the_hosts(c.plan) => View::Bare(bare),
+        (true, _) => View::Own,
+        (false, _) => View::Shared,
     };
     for (kind, path) in &c.plan.namespaces.join {
         if *kind == Namespace::User || *kind == Namespace::Net && c.netns.is_some() {
@@ -107,8 +112,19 @@ pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Source
             .map(|node| from_host(node).then(|| host_device(node)).transpose())
             .collect::<Result<_, _>>()?,
     };
+    let null = (!c.plan.masked.is_empty()).then(mask::null_device).transpose()?;
     let mapper = Mapper::new(c.plan)?;
-    Ok(Sources { root, mounts, joins, view, mapper, devices })
+    Ok(Sources { root, mounts, joins, view, mapper, devices, null })
+}
+
+/// Whether init must see the host's files while it builds the root: a proc of a user namespace may be mounted only
+/// where there is a whole one, labels are written to /proc, and hooks look at anything.
+fn needs_the_hosts(plan: &Plan) -> bool {
+    plan.namespaces.has(Namespace::User)
+        || plan.mount_label.is_some()
+        || plan.process.selinux.is_some()
+        || !plan.hooks.create_container.is_empty()
+        || Gate::is_needed(plan)
 }
 
 /// Whether a mount namespace is the caller's, whose root must not be pivoted away.
@@ -157,7 +173,12 @@ fn host_device(node: &Node) -> Result<OwnedFd, Error> {
     ))
 }
 
-fn source(c: &Creation<'_>, mount: &Mount, pinned: &mut Pinned<'_>) -> Result<Source, Error> {
+fn source(
+    c: &Creation<'_>,
+    mount: &Mount,
+    pause: Option<&OwnedFd>,
+    pinned: &mut Pinned<'_>,
+) -> Result<Source, Error> {
     let stage = format!("mount {}", mount.destination.display());
     match &mount.from {
         From::New { .. } | From::Root => Ok(Source::Later),
@@ -175,8 +196,9 @@ fn source(c: &Creation<'_>, mount: &Mount, pinned: &mut Pinned<'_>) -> Result<So
                 return Ok(Source::Tree(tree));
             }
             let path = c.bundle.join(path);
-            let tree = match c.shm.as_ref().filter(|s| s.path == path) {
-                Some(shm) => open_shm(shm, &stage)?,
+            let shm = c.pause.as_ref().and_then(|pause| pause.shm.as_ref());
+            let tree = match pause.filter(|_| shm == Some(&path)) {
+                Some(pause) => shared_memory(pause, &stage)?,
                 None => clone_tree(&path, mount.options.recursive, &stage)?,
             };
             if mount.options.idmap != Idmap::No {
@@ -195,18 +217,9 @@ pub(crate) fn clone_tree(path: &Path, recursive: bool, stage: &str) -> Result<Ow
     open_tree(CWD, path, flags).at(stage, format!("open {}", path.display()))
 }
 
-/// The pod's shared memory hangs in pause's mount namespace and nowhere else: step in, clone it, step back.
-pub(crate) fn open_shm(shm: &SharedMemory, stage: &str) -> Result<OwnedFd, Error> {
-    let home = File::open("/proc/self/ns/mnt").at(stage, "open /proc/self/ns/mnt")?;
-    let pid = rustix::process::Pid::from_raw(shm.pause_pid)
-        .ok_or_else(|| Error::new(stage, "the sandbox has no pause process"))?;
-    let pause = pidfd_open(pid, PidfdFlags::empty()).at(stage, "find the pause process")?;
-    move_into_thread_name_spaces(pause.as_fd(), ThreadNameSpaceType::MOUNT)
-        .at(stage, "enter the sandbox's mount namespace")?;
-    let tree = clone_tree(Path::new("/dev/shm"), false, stage);
-    move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Mount))
-        .at(stage, "return to the host's mount namespace")?;
-    tree
+/// The pod's shared memory hangs in pause's mount namespace and nowhere else.
+pub(crate) fn shared_memory(pause: &OwnedFd, stage: &str) -> Result<OwnedFd, Error> {
+    elsewhere::among(pause, || clone_tree(Path::new("/dev/shm"), false, stage))
 }
 
 /// Shows the files of a detached tree with the owners that the user namespace gives them.
@@ -268,4 +281,38 @@ impl std::convert::From<options::Propagation> for Change {
 /// The attributes that fsmount takes at birth.
 pub(crate) fn birth_attributes(o: &Options) -> MountAttrFlags {
     MountAttrFlags::from_bits_retain((o.attributes.set | o.recursive_attributes.set) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Facts, plan};
+
+    #[test]
+    fn only_what_looks_at_the_hosts_files_needs_them() {
+        let needs = |process: &str, rest: &str| {
+            let text = format!(
+                r#"{{"process":{{"args":["x"],"cwd":"/"{process}}},"linux":{{{rest}}},"root":{{"path":"/"}}}}"#
+            );
+            let facts = Facts { selinux: true, capabilities: u64::MAX, ..Default::default() };
+            needs_the_hosts(
+                &plan(&serde_json::from_str(&text).expect("spec"), &facts).expect("plan"),
+            )
+        };
+        let namespaces = r#""namespaces":[{"type":"mount"},{"type":"pid"},{"type":"network"}]"#;
+        assert!(!needs("", namespaces));
+        assert!(!needs("", &format!(r#"{namespaces},"sysctl":{{"net.ipv4.ip_forward":"1"}}"#)));
+        let ids = r#"[{"containerID":0,"hostID":9,"size":1}]"#;
+        let user = r#""namespaces":[{"type":"mount"},{"type":"user"}]"#;
+        assert!(needs("", &format!(r#"{user},"uidMappings":{ids},"gidMappings":{ids}"#)));
+        assert!(needs("", &format!(r#"{namespaces},"mountLabel":"a:b:c:s0""#)));
+        assert!(needs(r#","selinuxLabel":"a:b:c:s0""#, namespaces));
+        assert!(needs("", &format!(r#"{namespaces},"netDevices":{{"eth9":{{}}}}"#)));
+        for (moment, looks) in
+            [("createContainer", true), ("createRuntime", true), ("startContainer", false)]
+        {
+            let hooks = format!(r#"{namespaces}}},"hooks":{{"{moment}":[{{"path":"/bin/true"}}]"#);
+            assert_eq!(needs("", &hooks), looks, "{moment}");
+        }
+    }
 }

@@ -47,7 +47,8 @@ pub struct Call {
 pub enum Ask {
     #[prost(message, tag = "1")]
     Hello(Hello),
-    /// Descriptor: the network namespace, when `has_netns`.
+    /// Descriptors: the network namespace, when `has_netns`; a mount namespace that holds next to nothing, of which
+    /// pause gets a copy instead of one of the host's, when `has_mounts`.
     #[prost(message, tag = "2")]
     CreateSandbox(CreateSandbox),
     /// Descriptors: detached mounts, one for each of `trees`.
@@ -148,6 +149,9 @@ pub struct CreateSandbox {
     /// Since version 3: the filter of the pause process, as in `CreateContainer`.
     #[prost(string, tag = "5")]
     pub seccomp_bpf: String,
+    /// Since version 6.
+    #[prost(bool, tag = "6")]
+    pub has_mounts: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -213,6 +213,12 @@ fn fifth() -> Vec<(&'static str, Packet)> {
     vec![("notice exited", Packet::notice(exited))]
 }
 
+/// What version 6 added.
+fn sixth() -> Vec<(&'static str, Packet)> {
+    let sandbox = CreateSandbox { id: "p".into(), has_mounts: true, ..Default::default() };
+    vec![("call create_sandbox", Packet::call(1, Ask::CreateSandbox(sandbox)))]
+}
+
 /// Every version since the first, with its file: a file of a version that was released is never edited.
 fn versions() -> Vec<(Vec<(&'static str, Packet)>, &'static str)> {
     vec![
@@ -221,6 +227,7 @@ fn versions() -> Vec<(Vec<(&'static str, Packet)>, &'static str)> {
         (third(), include_str!("golden/3.txt")),
         (fourth(), include_str!("golden/4.txt")),
         (fifth(), include_str!("golden/5.txt")),
+        (sixth(), include_str!("golden/6.txt")),
     ]
 }
 

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use container::sys::process::close_all_except;
 use container::{
-    Creation, Entry, Error, Extras, Facts, Program, Rootfs, Seccomp, SharedMemory, Spec, Start,
-    Stdio, channel,
+    Creation, Entry, Error, Extras, Facts, Pause, Program, Rootfs, Seccomp, Spec, Start, Stdio,
+    channel,
 };
 
 use crate::handler::{self, Handler};
@@ -32,13 +32,16 @@ pub(crate) struct Job<'a> {
     /// Mounts that were made elsewhere, by destination.
     pub(crate) trees: &'a [(PathBuf, OwnedFd)],
     pub(crate) netns: Option<BorrowedFd<'a>>,
+    /// Of pause, which has no other pause to start from.
+    pub(crate) bare: Option<BorrowedFd<'a>>,
     pub(crate) seccomp: &'a str,
     /// An external runtime that makes the container instead of this one.
     pub(crate) handler: Option<&'a Path>,
     /// Opened once here, so that a log that cannot be written fails the creation.
     pub(crate) log_path: Option<&'a Path>,
-    pub(crate) shm: Option<SharedMemory>,
+    pub(crate) pause: Option<Pause>,
     pub(crate) node: &'a cgroup::Hierarchies,
+    pub(crate) facts: &'a Facts,
     pub(crate) channel: BorrowedFd<'a>,
 }
 
@@ -54,7 +57,7 @@ pub(crate) enum Role {
 
 /// Runs in the forked child; its result is the child's exit code.
 pub(crate) fn create(job: Job<'_>) -> i32 {
-    let fds = [Some(job.channel), job.netns, Some(job.image)].into_iter().flatten();
+    let fds = [Some(job.channel), job.netns, job.bare, Some(job.image)].into_iter().flatten();
     keep_only(job.stdio, fds.chain(job.trees.iter().map(|(_, tree)| tree.as_fd())));
     let channel = job.channel;
     report(channel, try_create(job))
@@ -65,11 +68,8 @@ fn try_create(job: Job<'_>) -> Result<(), Error> {
     let spec: Spec = serde_json::from_slice(&text)
         .map_err(|e| Error::new("read the specification", format!("config.json: {e}")))?;
     let seccomp = filter(job.seccomp)?;
-    let facts = Facts {
-        id: job.id.to_owned(),
-        seccomp_compiled: seccomp.is_some(),
-        ..container::own_facts()
-    };
+    let facts =
+        Facts { id: job.id.to_owned(), seccomp_compiled: seccomp.is_some(), ..job.facts.clone() };
     if let Some(path) = job.log_path {
         crate::log::touch(path).map_err(|e| {
             Error::new(
@@ -104,9 +104,10 @@ fn try_create(job: Job<'_>) -> Result<(), Error> {
         },
         trees: job.trees,
         netns: job.netns,
+        bare: job.bare,
         userns: None,
         seccomp: seccomp.as_ref(),
-        shm: job.shm,
+        pause: job.pause,
         channel: job.channel,
         start: Start::Channel,
         sibling: true,
@@ -133,6 +134,7 @@ pub(crate) struct ExecJob<'a> {
     pub(crate) seccomp: &'a str,
     pub(crate) stdio: Stdio<'a>,
     pub(crate) node: &'a cgroup::Hierarchies,
+    pub(crate) facts: &'a Facts,
     pub(crate) channel: BorrowedFd<'a>,
 }
 
@@ -149,7 +151,7 @@ pub(crate) fn enter(job: &ExecJob<'_>) -> i32 {
 fn try_enter(job: &ExecJob<'_>) -> Result<(), Error> {
     let process: container::spec::Process = serde_json::from_slice(job.process_json)
         .map_err(|e| Error::new("read the process", format!("process object: {e}")))?;
-    let process = container::plan::plan_process(&process, &container::own_facts())?;
+    let process = container::plan::plan_process(&process, job.facts)?;
     let seccomp = filter(job.seccomp)?;
     let name = Path::new(job.tracker)
         .file_name()

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use cgroup::Hierarchies;
 use protocol::{Ask, Body, Kind, Packet, WireError};
 use rustix::event::{Timespec, epoll};
 use rustix::io::{Errno, read};
@@ -64,13 +65,13 @@ impl Token {
 
 /// Serves until the pod was shut down, or for a bounded time when there never was one.
 pub(crate) fn run(
-    name: &str,
+    node: Hierarchies,
     connection: OwnedFd,
     listener: OwnedFd,
     lock: OwnedFd,
 ) -> Result<(), String> {
     let signals = signals::signal_fd(&[libc::SIGCHLD]).map_err(|e| format!("signalfd: {e}"))?;
-    let mut pod = Pod::new(name).map_err(|e| format!("start: {e}"))?;
+    let mut pod = Pod::new(node).map_err(|e| format!("start: {e}"))?;
     pod.watch(listener.as_fd(), Token::Listener).map_err(|e| format!("watch: {e}"))?;
     pod.watch(signals.as_fd(), Token::Signals).map_err(|e| format!("watch: {e}"))?;
     pod.admit(connection);
@@ -150,7 +151,7 @@ fn dispatch(pod: &mut Pod, link: u32, packet: Packet, mut fds: Vec<OwnedFd>) {
     let Some(Body::Call(call)) = packet.body else { return pod.links.drop(link) };
     match call.ask {
         Some(Ask::Hello(hello)) => pod.hello(caller, hello),
-        Some(Ask::CreateSandbox(ask)) => pod.create_sandbox(caller, &ask, fds.pop()),
+        Some(Ask::CreateSandbox(ask)) => pod.create_sandbox(caller, &ask, fds),
         Some(Ask::CreateContainer(ask)) => pod.create_container(caller, ask, fds),
         Some(Ask::Start(target)) => pod.start(caller, &target.id),
         Some(Ask::Signal(ask)) => pod.signal(caller, &ask.id, ask.signal),

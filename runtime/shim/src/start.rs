@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
+use cgroup::Hierarchies;
 use container::sys::process::{CloneArgs, clone, close_all_except, inherited, set_stdio};
 use container::sys::signals;
 use rustix::fs::{FlockOperation, flock};
@@ -22,8 +23,8 @@ const OOM_SCORE_ADJ: &str = "-998";
 /// Started as `lapstrake-shim POD CGROUP` in the pod's directory, with the daemon's connection as stdin.
 /// The first process leaves at once, so that the real shim is nobody's child but init's.
 pub(crate) fn run(args: Vec<String>) -> ExitCode {
-    let [pod, group] = args.as_slice() else { return usage() };
-    match detach(group, || serve_pod(pod)) {
+    let [_pod, group] = args.as_slice() else { return usage() }; // the pod's id is for who lists processes
+    match detach(group, serve_pod) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             note(&why);
@@ -38,25 +39,25 @@ fn usage() -> ExitCode {
     ExitCode::from(64)
 }
 
-fn detach(group: &str, shim: impl FnOnce() -> i32) -> Result<(), String> {
+fn detach(group: &str, shim: impl FnOnce(Hierarchies) -> i32) -> Result<(), String> {
     close_all_except(&[0, 1, 2]);
     rustix::process::setsid().map_err(|e| format!("setsid: {e}"))?;
-    let node = cgroup::Hierarchies::detect().map_err(|e| e.to_string())?;
+    let node = Hierarchies::detect().map_err(|e| e.to_string())?;
     node.create(group).map_err(|e| e.to_string())?;
     let joins = node.joins(group).map_err(|e| e.to_string())?;
     joins.enter().map_err(|e| format!("join {group}: {e}"))?;
     let born = joins.born.as_ref().map(std::os::fd::AsRawFd::as_raw_fd);
     clone(CloneArgs { namespaces: 0, sibling: false, cgroup: born }, || {
-        drop((joins, node));
-        shim()
+        drop(joins);
+        shim(node)
     })
     .map_err(|e| format!("clone: {e}"))?;
     Ok(())
 }
 
-fn serve_pod(pod: &str) -> i32 {
+fn serve_pod(node: Hierarchies) -> i32 {
     match prepare()
-        .and_then(|(connection, listener, lock)| serve::run(pod, connection, listener, lock))
+        .and_then(|(connection, listener, lock)| serve::run(node, connection, listener, lock))
     {
         Ok(()) => 0,
         Err(why) => {

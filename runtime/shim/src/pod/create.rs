@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use container::identity::start_ticks;
-use container::{Layers, Report, Rootfs, SharedMemory, Stdio, Upper, channel, sys::process::fork};
+use container::{Layers, Pause, Report, Rootfs, Stdio, Upper, channel, sys::process::fork};
 use protocol::{CreateContainer, CreateSandbox, Created, Exit, Kind, Phase, Reply, Started};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -33,6 +33,7 @@ struct Order<'a> {
     terminal: bool,
     stdin: bool,
     netns: Option<OwnedFd>,
+    bare: Option<OwnedFd>,
     trees: Vec<(PathBuf, OwnedFd)>,
     init: bool,
     sandbox: bool,
@@ -43,7 +44,7 @@ impl Pod {
         &mut self,
         caller: Caller,
         ask: &CreateSandbox,
-        netns: Option<OwnedFd>,
+        fds: Vec<OwnedFd>,
     ) {
         if self.is_stopping() {
             return self.links.fail(
@@ -61,10 +62,12 @@ impl Pod {
                 "this shim has one already",
             );
         }
-        if ask.has_netns != netns.is_some() {
-            let why = "the network namespace did not arrive";
+        if fds.len() != usize::from(ask.has_netns) + usize::from(ask.has_mounts) {
+            let why = "the descriptors of its namespaces did not arrive";
             return self.links.fail(caller, Kind::InvalidArgument, "create the sandbox", why);
         }
+        let mut fds = fds.into_iter();
+        let netns = ask.has_netns.then(|| fds.next()).flatten();
         let order = Order {
             id: &ask.id,
             bundle: Path::new(&ask.bundle),
@@ -76,6 +79,7 @@ impl Pod {
             terminal: false,
             stdin: false,
             netns,
+            bare: fds.next(),
             trees: Vec::new(),
             init: false,
             sandbox: true,
@@ -142,6 +146,7 @@ impl Pod {
             terminal: ask.tty,
             stdin: ask.stdin,
             netns: None,
+            bare: None,
             trees: ask.trees.into_iter().map(PathBuf::from).zip(trees).collect(),
             init: ask.init,
             sandbox: false,
@@ -169,8 +174,9 @@ impl Pod {
         channel::expect_credentials(ours.as_fd())?;
         rustix::io::ioctl_fionbio(&ours, true)?;
         let (stdio, ends) = stdio(&order)?;
-        let pause = self.sandbox.and_then(|key| self.members.get(&key)).map(|m| m.pid);
-        let shm = self.shm_path.clone().filter(|_| !order.sandbox).zip(pause);
+        let sandbox =
+            self.sandbox.filter(|_| !order.sandbox).and_then(|key| self.members.get(&key));
+        let pause = sandbox.map(|it| Pause { pid: it.pid, shm: self.shm_path.clone() });
         let job = Job {
             id: order.id,
             bundle: order.bundle,
@@ -187,11 +193,13 @@ impl Pod {
             },
             trees: &order.trees,
             netns: order.netns.as_ref().map(AsFd::as_fd),
+            bare: order.bare.as_ref().map(AsFd::as_fd),
             seccomp: order.seccomp,
             handler: order.handler.as_deref(),
             log_path: stdio.log_path.as_deref(),
-            shm: shm.map(|(path, pause_pid)| SharedMemory { path, pause_pid }),
+            pause,
             node: &self.node,
+            facts: &self.facts,
             channel: theirs.as_fd(),
         };
         // Its reports are read when it has ended, which is before init is ready: to be woken for each would only take

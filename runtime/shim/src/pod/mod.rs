@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cgroup::Hierarchies;
+use container::Facts;
 use protocol::{Empty, Hello, Kind, Phase, Reply, Update};
 use rustix::event::epoll;
 use rustix::io::Errno;
@@ -35,6 +36,8 @@ pub(crate) struct Pod {
     epoll: OwnedFd,
     pub(crate) links: Links,
     node: Hierarchies,
+    /// What plans depend on, asked once.
+    facts: Facts,
     /// Our own sealed image, from which pause is started.
     image: OwnedFd,
     pump: Pump,
@@ -53,14 +56,14 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    pub(crate) fn new(_name: &str) -> Result<Self, std::io::Error> {
-        let node = Hierarchies::detect().map_err(|e| std::io::Error::other(e.to_string()))?;
+    pub(crate) fn new(node: Hierarchies) -> Result<Self, std::io::Error> {
         let image = std::fs::File::open("/proc/self/exe")?;
         let pump = Pump::start()?;
         let pod = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             links: Links::default(),
             node,
+            facts: container::own_facts(),
             image: image.into(),
             pump,
             members: BTreeMap::new(),

@@ -103,6 +103,7 @@ impl Pod {
             seccomp: if seccomp.is_empty() { &member.seccomp } else { seccomp },
             stdio,
             node: &self.node,
+            facts: &self.facts,
             channel: theirs.as_fd(),
         };
         fork(|| creator::enter(&job))?;

@@ -1,0 +1,56 @@
+//! Work in another mount namespace, and the way back.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::fchdir;
+
+use crate::error::{At, Error};
+use crate::init::join;
+use crate::plan::Namespace;
+use crate::sys::process::unshare;
+
+const STAGE: &str = "go to another mount namespace";
+
+/// The mount namespace of a process.
+pub(crate) fn of(pid: i32) -> Result<OwnedFd, Error> {
+    namespace(&format!("/proc/{pid}/ns/mnt"))
+}
+
+/// Works in a mount namespace that is there.
+pub(crate) fn among<T>(
+    mounts: &OwnedFd,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    and_back(|| join(Namespace::Mount, mounts), work)
+}
+
+/// Works in a mount namespace that nobody else sees and that ends with the work.
+pub(crate) fn alone<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let go = || unshare(Namespace::Mount as u64).at(STAGE, "unshare");
+    and_back(go, || {
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .at(STAGE, "detach from the host's mounts")?;
+        work()
+    })
+}
+
+/// The calling thread comes back to the namespace and directory it was in.
+fn and_back<T>(
+    go: impl FnOnce() -> Result<(), Error>,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let home = namespace("/proc/thread-self/ns/mnt")?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = open(".", flags, Mode::empty()).at(STAGE, "open .")?;
+    go()?;
+    let done = work();
+    join(Namespace::Mount, &home)?;
+    fchdir(directory.as_fd()).at(STAGE, "come back to the working directory")?;
+    done
+}
+
+fn namespace(path: &str) -> Result<OwnedFd, Error> {
+    open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).at(STAGE, format!("open {path}"))
+}
