@@ -166,8 +166,8 @@ fn prepare(p: &Process, end: &Ending<'_>) -> Result<(Option<CString>, Vec<CStrin
     scheduling(&p.schedule)?;
     end.domain.apply()?;
     // Without no_new_privs only CAP_SYS_ADMIN may load a filter, so it must come before the capabilities go.
-    let early = !p.no_new_privileges;
-    if early {
+    let filter_first = !p.no_new_privileges;
+    if filter_first {
         filter(end)?;
     }
     // The directory is tried as root first: it may be closed to the user and still be a right place to start in.
@@ -192,7 +192,7 @@ fn prepare(p: &Process, end: &Ending<'_>) -> Result<(Option<CString>, Vec<CStrin
     }
     reset_signals();
     cloexec_from(3 + end.preserve_fds);
-    if !early {
+    if !filter_first {
         filter(end)?;
     }
     Ok((program, env))
