@@ -476,6 +476,12 @@ async fn many_execs_leave_the_shim_as_it_was() {
     c.exec("true", None).await.expect("exec");
     tokio::time::sleep(Duration::from_millis(100)).await;
     let before = measure();
+    let below = node.hierarchies().dirs(&node.group("c1")).into_iter().flat_map(|dir| {
+        let entries = std::fs::read_dir(dir).expect("a group of a container that runs");
+        entries.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_dir())
+    });
+    let below: Vec<_> = below.collect();
+    assert!(below.is_empty(), "an exec leaves no group: {below:?}");
     for _ in 0..25 {
         let all = (0..8).map(|_| c.exec("sleep 0.01 & exit 0", Some(Duration::from_secs(10))));
         for out in futures_all(all).await {

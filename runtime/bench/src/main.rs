@@ -64,6 +64,10 @@ fn main() {
         let rounds: usize = rounds.parse().unwrap();
         let mut times: Vec<_> = match name.as_str() {
             "floor" => (0..rounds).map(|n| floor::run(&bundle, n, Network::Own)).collect(),
+            "exec" => {
+                let id = pod.sleeper();
+                pod.execs(&id, rounds)
+            }
             _ => (0..rounds).map(|_| pod.run()).collect(),
         };
         times.sort();

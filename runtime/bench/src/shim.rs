@@ -98,29 +98,39 @@ impl<'a> Pod<'a> {
         (ask, id)
     }
 
-    /// ExecSync of `/bin/true`, and what the shim weighs before and after many of them. Alone on
-    /// the machine it also pays for the pages of its program, which all shims of a node share.
-    pub(crate) fn exec_and_memory(&mut self) {
+    /// A container to run processes in.
+    pub(crate) fn sleeper(&mut self) -> String {
         let (ask, id) = self.container(&["/bin/busybox", "sleep", "1000"]);
-        let shim = self.shim.clone();
-        let exec = async || {
-            let process_json = br#"{"args":["/bin/true"],"cwd":"/","env":["PATH=/bin"]}"#.to_vec();
-            let ask =
-                ExecSync { id: id.clone(), process_json, timeout: LIMIT, output_cap: 1 << 16 };
-            assert_eq!(shim.exec_sync(ask).await.unwrap().exit_code, 0);
-        };
-        let pid = self.shim.pid();
-        let mut times = self.tokio.block_on(async {
-            shim.create_container(ask).await.unwrap();
-            shim.start_container(&id).await.unwrap();
+        self.tokio.block_on(async {
+            self.shim.create_container(ask).await.unwrap();
+            self.shim.start_container(&id).await.unwrap();
+        });
+        id
+    }
+
+    /// ExecSync of `/bin/true`, so many after one another.
+    pub(crate) fn execs(&self, id: &str, rounds: usize) -> Vec<Duration> {
+        let (shim, id) = (&self.shim, id.to_owned());
+        self.tokio.block_on(async {
             let mut times = Vec::new();
-            for _ in 0..EXECS {
+            for _ in 0..rounds {
+                let process_json =
+                    br#"{"args":["/bin/true"],"cwd":"/","env":["PATH=/bin"]}"#.to_vec();
+                let ask =
+                    ExecSync { id: id.clone(), process_json, timeout: LIMIT, output_cap: 1 << 16 };
                 let begun = Instant::now();
-                exec().await;
+                assert_eq!(shim.exec_sync(ask).await.unwrap().exit_code, 0);
                 times.push(begun.elapsed());
             }
             times
-        });
+        })
+    }
+
+    /// How long an exec takes, and what the shim weighs before and after many of them. Alone on the machine it also pays
+    /// for the pages of its program, which all shims of a node share.
+    pub(crate) fn exec_and_memory(&mut self) {
+        let (pid, id) = (self.shim.pid(), self.sleeper());
+        let mut times = self.execs(&id, EXECS);
         times.sort();
         println!(
             "  ExecSync of /bin/true by the shim: p50 {:.2} ms",
@@ -128,11 +138,7 @@ impl<'a> Pod<'a> {
         );
         std::thread::sleep(Duration::from_secs(2)); // it gives memory back when it has been quiet
         let before = weigh(pid);
-        self.tokio.block_on(async {
-            for _ in 0..MANY_EXECS {
-                exec().await;
-            }
-        });
+        self.execs(&id, MANY_EXECS);
         std::thread::sleep(Duration::from_secs(2));
         let after = weigh(pid);
         println!("  shim with one container: {before}");

@@ -215,8 +215,7 @@ impl Hierarchies {
     pub fn create_tracker(&self, group: &str, name: &str) -> Result<String, Error> {
         let tracker = format!("{}/{name}", group.trim_end_matches('/'));
         check(&tracker)?;
-        let dir =
-            if self.is_v2() { self.unified_dir(&tracker) } else { self.tracking_dir(&tracker) };
+        let dir = self.tracking_dir(&tracker);
         let dir = dir.ok_or_else(|| Error::BadPath("no cgroup hierarchy is mounted".into()))?;
         match rustix::fs::mkdir(&dir, rustix::fs::Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(tracker),
@@ -243,6 +242,12 @@ impl Hierarchies {
             }
         }
         Ok(joins)
+    }
+
+    /// As `remove` for a group: for a tracker, which is in one hierarchy only.
+    pub fn remove_tracker(&self, tracker: &str) -> Result<Removal, Error> {
+        check(tracker)?;
+        self.tracking_dir(tracker).map_or(Ok(Removal::Gone), |dir| remove_tree(&dir, 0))
     }
 
     /// Removes the group with everything nested in it, in every hierarchy. Idempotent.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -45,9 +45,8 @@ impl Hierarchies {
 
     /// Every process in the group and below it.
     pub fn pids(&self, group: &str) -> Result<Vec<i32>, Error> {
-        let dir = if self.is_v2() { self.unified_dir(group) } else { self.tracking_dir(group) };
         let mut pids = Vec::new();
-        if let Some(dir) = dir {
+        if let Some(dir) = self.tracking_dir(group) {
             collect(&dir, &mut pids)?;
         }
         Ok(pids)
@@ -59,8 +58,11 @@ impl Hierarchies {
         known.or_else(|| self.v1.first().and_then(|h| h.controllers.first()).map(String::as_str))
     }
 
-    /// The v1 directory by which processes are counted and frozen.
-    pub fn tracking_dir(&self, group: &str) -> Option<std::path::PathBuf> {
+    /// The directory by which processes are counted and frozen.
+    pub(crate) fn tracking_dir(&self, group: &str) -> Option<PathBuf> {
+        if self.is_v2() {
+            return self.unified_dir(group);
+        }
         self.dir("freezer", group)
             .or_else(|| self.dir("pids", group))
             .or_else(|| self.v1.first().map(|h| crate::hierarchy::under(&h.mount, group)))

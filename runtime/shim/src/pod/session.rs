@@ -192,7 +192,7 @@ impl Pod {
         if let Some(session) = self.sessions.remove(&number)
             && self.members.contains_key(&session.member)
         {
-            let _ = self.node.remove(&session.tracker);
+            let _ = self.node.remove_tracker(&session.tracker);
         }
     }
 

@@ -191,7 +191,7 @@ impl Pod {
         if let Some(streamed) = self.streams.remove(&number)
             && self.members.contains_key(&streamed.member)
         {
-            let _ = self.node.remove(&streamed.tracker);
+            let _ = self.node.remove_tracker(&streamed.tracker);
         }
     }
 
