@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::{Ask, Body, Empty, News, Packet, Reply, Target};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, oneshot};
@@ -18,6 +19,7 @@ use crate::request::{
     Exit, Inventory, Phase, SandboxCreated, SandboxState, Started,
 };
 use crate::session::Sessions;
+use crate::shims::LEAVE;
 
 /// Calls that only change the shim's own state or send a signal.
 pub(crate) const QUICK: Duration = Duration::from_secs(10);
@@ -342,11 +344,19 @@ impl Shim {
     /// Kills everything, removes every control group of the pod, and ends the shim. A gone shim is fine.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let id = self.inner.id.clone();
-        let done = self.done(Ask::Shutdown(Empty {}), "shut down", &id, END).await;
-        match done {
-            Err(e) if e.kind == ErrorKind::Gone => Ok(()),
-            other => other,
+        // While it lives its pid is its own.
+        let process = Pid::from_raw(self.pid()).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        match self.done(Ask::Shutdown(Empty {}), "shut down", &id, END).await {
+            Err(e) if e.kind == ErrorKind::Gone => return Ok(()),
+            other => other?,
         }
+        // Its group can go when it has gone; who cannot wait for that asks again and again.
+        if let Some(Ok(process)) = process
+            && let Ok(process) = crate::sys::watch(process, Interest::READABLE)
+        {
+            let _ = tokio::time::timeout(LEAVE, process.readable()).await;
+        }
+        Ok(())
     }
 
     /// Everything the shim knows.

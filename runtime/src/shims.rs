@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind};
 /// From exec to hello; a start takes about two milliseconds on an idle machine.
 const SPAWN: Duration = Duration::from_secs(20);
 /// After it has answered `shutdown`, a shim only has to exit.
-const LEAVE: Duration = Duration::from_secs(2);
+pub(crate) const LEAVE: Duration = Duration::from_secs(2);
 
 /// Where shims live: groups of their own, outside the pods' and outside the daemon's.
 #[derive(Debug, Clone)]

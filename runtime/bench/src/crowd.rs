@@ -47,7 +47,7 @@ pub(crate) fn rounds(scratch: &Path, pod: &mut Pod<'_>, rounds: usize) {
     };
     pod.run();
     line("shim", (0..rounds).map(|_| pod.run()).collect());
-    line("pod", (0..rounds).map(|_| pod.another()).collect());
+    line("pod", (0..rounds).map(|_| pod.another().0).collect());
     // The rest of the program's clean-up wants its directory back.
     for n in 0..MOUNTS {
         let place = scratch.join(format!("mounts/{n}"));

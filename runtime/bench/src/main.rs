@@ -89,7 +89,9 @@ fn main() {
         keep("floor", floor(Network::Own));
         keep("floor in a pod", floor(Network::Joined));
         keep("shim", (0..PER_BLOCK).map(|_| pod.run()).collect());
-        keep("pod", (0..PER_BLOCK).map(|_| pod.another()).collect());
+        let (came, went) = (0..PER_BLOCK).map(|_| pod.another()).unzip();
+        keep("pod", came);
+        keep("pod's end", went);
         for (name, times) in crowd::run(PER_BLOCK) {
             keep(&name, times);
         }

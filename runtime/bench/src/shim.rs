@@ -47,8 +47,8 @@ impl<'a> Pod<'a> {
         Self { tokio, shims, shim, dir, bundle, group, pause, count: 0 }
     }
 
-    /// How long another pod beside this one takes to come: its shim and its sandbox.
-    pub(crate) fn another(&self) -> Duration {
+    /// How long another pod beside this one, its shim and its sandbox, takes to come and to go.
+    pub(crate) fn another(&self) -> (Duration, Duration) {
         const ID: &str = "bench-another";
         let dir = self.dir.with_file_name(ID);
         std::fs::create_dir_all(dir.join("shm")).unwrap();
@@ -57,10 +57,10 @@ impl<'a> Pod<'a> {
         self.tokio.block_on(async {
             let begun = Instant::now();
             let (shim, _) = sandbox(&self.shims, ID, &dir).await;
-            let took = begun.elapsed();
+            let came = begun.elapsed();
             shim.shutdown().await.unwrap();
             self.shims.forget(ID).await.unwrap();
-            took
+            (came, begun.elapsed() - came)
         })
     }
 
