@@ -21,8 +21,12 @@ pub(crate) async fn remove(ctx: Arc<Ctx>, id: String) -> Result<(), Error> {
     }
 }
 
-/// Kills what still runs; the shim forgets only what has ended.
+/// Kills what still runs; the shim forgets only what has ended, as most have by now.
 async fn delete(shim: &runtime::Shim, id: &Id) -> Result<(), Error> {
+    match shim.delete_container(id.as_str()).await {
+        Err(error) if error.kind == ErrorKind::InvalidState => {}
+        done => return Ok(done?),
+    }
     match shim.kill(id.as_str()).await {
         Err(error) if !matches!(error.kind, ErrorKind::AlreadyExited | ErrorKind::NotFound) => {
             return Err(error.into());
