@@ -14,6 +14,9 @@ use k8s_cri::v1 as cri;
 /// Enough for a steady median; the whole takes well under a minute per runtime.
 const ROUNDS: usize = 40;
 
+/// So many of a runtime before it is the other one's turn: the machine is not equally fast all the time.
+const BLOCK: usize = 10;
+
 /// Pods at rest while memory is weighed and numbers are asked for.
 const RESIDENT_PODS: usize = 60;
 
@@ -50,28 +53,34 @@ const SAMPLED: Duration = Duration::from_secs(60);
 
 #[tokio::main]
 async fn main() {
-    println!("{ROUNDS} rounds, one after the other, after one that is not counted; milliseconds\n");
+    println!("{ROUNDS} rounds, {BLOCK} by turns, after one that is not counted; milliseconds\n");
     let wanted = |name: &str| std::env::args().nth(1).is_none_or(|it| it == name);
-    let (mut ours, mut theirs) = (None, None);
+    let (mut node, mut peer) = (None, None);
     if wanted("lapstrake") {
-        ours = Some(measure_ours().await);
+        node = Some(Node::with_busybox().await);
     }
     if wanted("containerd") {
-        match Containerd::start().await {
-            Some(peer) => {
-                let name = format!("containerd {}", peer.version);
-                let parent = "/lapstrake-bench";
-                let shims = || peer.shims();
-                theirs = Some(measure(&name, &peer.cri, peer.pid(), &shims, parent).await);
-                // As the kubelet does with its own.
-                for group in host::cgroup_dirs(parent).iter().rev() {
-                    let _ = fs::remove_dir(group);
-                }
-            }
-            None => println!("SKIPPED: containerd is not installed"),
+        peer = Containerd::start().await;
+        if peer.is_none() {
+            println!("SKIPPED: containerd is not installed");
         }
     }
-    if let (Some(ours), Some(theirs)) = (ours, theirs) {
+    let ours = node.as_ref().map(Contender::ours);
+    let mut contenders: Vec<_> =
+        ours.into_iter().chain(peer.as_ref().map(Contender::theirs)).collect();
+    for block in 0..=ROUNDS / BLOCK {
+        for it in &mut contenders {
+            it.lives(block).await;
+        }
+    }
+    let mut measured = Vec::new();
+    for it in contenders {
+        measured.push(it.measure().await);
+    }
+    if let Some(node) = node {
+        of_ours_alone(node, measured[0].shim_kib).await;
+    }
+    if let [ours, theirs] = measured.as_slice() {
         let ratio = theirs.numbers_ms / ours.numbers_ms;
         let holds = verdict(ratio >= NUMBERS_BOUND);
         println!(
@@ -84,6 +93,7 @@ async fn main() {
         let holds = verdict(ratio >= LOG_BOUND);
         println!("log throughput, ours by containerd's: {ratio:.1} (bound {LOG_BOUND}: {holds})\n");
     }
+    drop(peer); // before the next part
     if wanted("crowd") {
         crowd().await;
     }
@@ -130,23 +140,16 @@ struct Measured {
     shim_kib: u64,
 }
 
-async fn measure_ours() -> Measured {
-    let ours = Node::with_busybox().await;
-    let shims = || {
-        let pids = ours.scope.pids(ours.pid()).into_iter();
-        pids.filter(|pid| host::comm(*pid).starts_with("lapstrake-shim")).collect()
-    };
-    let measured = measure("lapstrake", &ours.cri, ours.pid().unwrap(), &shims, "").await;
-    stages(&ours.metrics());
-    ours.finish().await;
-
-    let holds = verdict(measured.shim_kib <= SHIM_BOUND_KIB);
-    println!("shim PSS {} KiB (bound {SHIM_BOUND_KIB}: {holds})", measured.shim_kib);
+async fn of_ours_alone(node: Node, shim_kib: u64) {
+    stages(&node.metrics());
+    node.finish().await;
+    let holds = verdict(shim_kib <= SHIM_BOUND_KIB);
+    println!("shim PSS {shim_kib} KiB (bound {SHIM_BOUND_KIB}: {holds})");
     for name in ["lapstrake", "lapstrake-shim", "lapstrake-oci", "lapstrake-bridge"] {
         let size = fs::metadata(e2e::node::binary(name)).unwrap().len();
         println!("{name:20} {:8.1} MiB on disk", size as f64 / f64::from(1 << 20));
     }
-    measured
+    println!();
 }
 
 /// Where the time of each operation went, as the daemon counted it: means.
@@ -162,50 +165,88 @@ fn stages(metrics: &str) {
     println!();
 }
 
-/// `parent`: a cgroup for the pods; containerd has numbers only
-/// of pods with one.
-async fn measure(
-    name: &str,
-    cri: &Cri,
+/// A runtime and what is known of it so far.
+struct Contender<'a> {
+    name: String,
+    cri: &'a Cri,
     daemon: i32,
-    shims: &dyn Fn() -> Vec<i32>,
-    parent: &str,
-) -> Measured {
-    let mut times = Times::default();
-    round(cri, "warm-up", &mut times).await;
-    times.0.clear();
-    for number in 0..ROUNDS {
-        round(cri, &format!("round-{number}"), &mut times).await;
-    }
-    println!("{name}");
-    times.print();
-    let exec_ms = times.at(EXEC_SYNC, 50);
-    let log_mib = log_throughput(cri).await;
-    println!("  log {log_mib:.0} MiB/s in lines of 100 bytes");
+    shims: Box<dyn Fn() -> Vec<i32> + 'a>,
+    /// A cgroup for the pods; containerd has numbers only of pods with one.
+    parent: &'static str,
+    times: Times,
+}
 
-    let mut resident = Vec::new();
-    for number in 0..RESIDENT_PODS {
-        let mut spec = pod(&format!("rest-{number}"));
-        if !parent.is_empty() {
-            spec.linux().cgroup_parent = format!("{parent}/pod-{number}");
+impl<'a> Contender<'a> {
+    fn ours(node: &'a Node) -> Self {
+        let shims = || {
+            let pids = node.scope.pids(node.pid()).into_iter();
+            pids.filter(|pid| host::comm(*pid).starts_with("lapstrake-shim")).collect()
+        };
+        let (name, daemon) = ("lapstrake".to_owned(), node.pid().unwrap());
+        let times = Times::default();
+        Self { name, cri: &node.cri, daemon, shims: Box::new(shims), parent: "", times }
+    }
+
+    fn theirs(peer: &'a Containerd) -> Self {
+        let (name, daemon) = (format!("containerd {}", peer.version), peer.pid());
+        let (shims, times) = (Box::new(|| peer.shims()), Times::default());
+        Self { name, cri: &peer.cri, daemon, shims, parent: "/lapstrake-bench", times }
+    }
+
+    /// The first one warms up.
+    async fn lives(&mut self, block: usize) {
+        let rounds = if block == 0 { 1 } else { BLOCK };
+        for number in 0..rounds {
+            round(self.cri, &format!("round-{block}-{number}"), &mut self.times).await;
         }
-        let pod = Pod::run(cri, spec).await.expect("RunPodSandbox");
-        pod.start(&sleeper()).await;
-        resident.push(pod);
+        if block == 0 {
+            self.times.0.clear();
+        }
     }
-    let mut asked = numbers(cri, RESIDENT_PODS).await;
-    asked.print();
-    let shims = shims();
-    let total: u64 = shims.iter().map(|it| host::pss_kib(*it)).sum();
-    println!("  daemon PSS {} KiB with {RESIDENT_PODS} pods", host::pss_kib(daemon));
-    println!("  daemon CPU {:.2} % of a core at rest", cpu_share(daemon).await * 100.0);
-    let each = total / RESIDENT_PODS as u64;
-    println!("  shim PSS   {each} KiB per pod ({} processes)\n", shims.len());
-    for pod in resident {
-        pod.stop().await;
-        pod.remove().await;
+
+    async fn measure(mut self) -> Measured {
+        println!("{}", self.name);
+        self.times.print();
+        let exec_ms = self.times.at(EXEC_SYNC, 50);
+        let log_mib = log_throughput(self.cri).await;
+        println!("  log {log_mib:.0} MiB/s in lines of 100 bytes");
+        let (numbers_ms, shim_kib) = self.at_rest().await;
+        // As the kubelet does with its own.
+        for group in host::cgroup_dirs(self.parent).iter().rev().filter(|_| !self.parent.is_empty())
+        {
+            let _ = fs::remove_dir(group);
+        }
+        Measured { numbers_ms, exec_ms, log_mib, shim_kib }
     }
-    Measured { numbers_ms: asked.at(CONTAINERS_STATS, 50), exec_ms, log_mib, shim_kib: each }
+
+    /// With pods that do nothing: how fast their numbers come, and the memory of a shim.
+    async fn at_rest(&self) -> (f64, u64) {
+        let Self { cri, daemon, shims, parent, .. } = self;
+        let (cri, daemon) = (*cri, *daemon);
+        let mut resident = Vec::new();
+        for number in 0..RESIDENT_PODS {
+            let mut spec = pod(&format!("rest-{number}"));
+            if !parent.is_empty() {
+                spec.linux().cgroup_parent = format!("{parent}/pod-{number}");
+            }
+            let pod = Pod::run(cri, spec).await.expect("RunPodSandbox");
+            pod.start(&sleeper()).await;
+            resident.push(pod);
+        }
+        let mut asked = numbers(cri, RESIDENT_PODS).await;
+        asked.print();
+        let shims = shims();
+        let total: u64 = shims.iter().map(|it| host::pss_kib(*it)).sum();
+        println!("  daemon PSS {} KiB with {RESIDENT_PODS} pods", host::pss_kib(daemon));
+        println!("  daemon CPU {:.2} % of a core at rest", cpu_share(daemon).await * 100.0);
+        let each = total / RESIDENT_PODS as u64;
+        println!("  shim PSS   {each} KiB per pod ({} processes)\n", shims.len());
+        for pod in resident {
+            pod.stop().await;
+            pod.remove().await;
+        }
+        (asked.at(CONTAINERS_STATS, 50), each)
+    }
 }
 
 /// How fast a container can log: from its start until it has ended, which it is said to have when its log is written.

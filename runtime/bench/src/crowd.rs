@@ -5,52 +5,43 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+};
 
-use crate::shim::Pod;
+use crate::Block;
 
 pub(crate) const VERB: &str = "crowded";
 /// As on a node of 200 pods with a token, a secret, a scratch volume and an emptyDir in memory each.
-const MOUNTS: usize = 1000;
+pub(crate) const MOUNTS: usize = 1000;
 
-pub(crate) fn name(contender: &str) -> String {
-    format!("{contender} among {MOUNTS} mounts")
-}
-
-/// This program again, in a mount namespace of its own. Without a word from it, there was no round.
-pub(crate) fn run(rounds: usize) -> Vec<(String, Vec<Duration>)> {
+/// A block by this program again, in a mount namespace of its own.
+pub(crate) fn run(number: usize) -> Block {
     let own = std::env::current_exe().unwrap();
     let mut command = Command::new("unshare");
-    command.arg("--mount").arg(own).args([VERB, &rounds.to_string()]);
+    command.arg("--mount").arg(own).args([VERB, &number.to_string()]);
     let out = command.stderr(Stdio::inherit()).output().unwrap();
     assert!(out.status.success(), "{VERB} failed");
     let text = String::from_utf8_lossy(&out.stdout);
-    let lines = text.lines().map(|line| {
-        let mut words = line.split(' ');
-        let contender = name(words.next().unwrap());
-        (contender, words.map(|ns| Duration::from_nanos(ns.parse().unwrap())).collect())
-    });
-    lines.collect()
+    let lines = text.lines().filter_map(|line| line.split_once('\t'));
+    let times = |words: &str| {
+        words.split(' ').map(|ns| Duration::from_nanos(ns.parse().unwrap())).collect()
+    };
+    lines.map(|(name, words)| (name.to_owned(), times(words))).collect()
 }
 
 /// Prints what each round took, in nanoseconds.
-pub(crate) fn rounds(scratch: &Path, pod: &mut Pod<'_>, rounds: usize) {
+pub(crate) fn among_mounts(scratch: &Path, block: impl FnOnce() -> Block) {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
-    for n in 0..MOUNTS {
-        let place = scratch.join(format!("mounts/{n}"));
+    let places = (0..MOUNTS).map(|n| scratch.join(format!("mounts/{n}")));
+    for place in places.clone() {
         std::fs::create_dir_all(&place).unwrap();
         mount("tmpfs", &place, "tmpfs", MountFlags::empty(), None).unwrap();
     }
-    let line = |name: &str, times: Vec<Duration>| {
-        let times: Vec<_> = times.iter().map(|t| t.as_nanos().to_string()).collect();
-        println!("{name} {}", times.join(" "));
-    };
-    pod.run();
-    line("shim", (0..rounds).map(|_| pod.run()).collect());
-    line("pod", (0..rounds).map(|_| pod.another().0).collect());
-    // The rest of the program's clean-up wants its directory back.
-    for n in 0..MOUNTS {
-        let place = scratch.join(format!("mounts/{n}"));
-        rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH).unwrap();
+    for (name, times) in block() {
+        let times: Vec<_> = times.iter().map(|it| it.as_nanos().to_string()).collect();
+        println!("{name}\t{}", times.join(" "));
     }
+    // The directory is to go.
+    places.for_each(|place| unmount(&place, UnmountFlags::DETACH).unwrap());
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use bundle::Bundle;
 use floor::Network;
 use peer::Peer;
+use shim::Pod;
 
 /// Rounds of each contender, in blocks by turns, so that a busy moment of the machine hits all of them.
 const BLOCKS: usize = 6;
@@ -53,91 +54,131 @@ fn main() {
         }
     }
     let mut pod = shim::Pod::start(dir.path(), &bundle, &bin.join("lapstrake-shim"));
-    if let [_, verb, rounds] = args.as_slice()
-        && verb == crowd::VERB
-    {
-        crowd::rounds(dir.path(), &mut pod, rounds.parse().unwrap());
-        return pod.end();
-    }
-    // For a profiler: one of them alone, as often as is said.
-    if let [_, name, rounds] = args.as_slice() {
-        let rounds: usize = rounds.parse().unwrap();
-        let mut times: Vec<_> = match name.as_str() {
-            "floor" => (0..rounds).map(|n| floor::run(&bundle, n, Network::Own)).collect(),
-            "exec" => {
-                let id = pod.sleeper();
-                pod.execs(&id, rounds)
-            }
-            _ => (0..rounds).map(|_| pod.run()).collect(),
-        };
-        times.sort();
-        println!("{name}: p50 {:?}, p25 {:?}", times[rounds / 2], times[rounds / 4]);
-        return pod.end();
-    }
-    let mut times: BTreeMap<String, Vec<Duration>> = BTreeMap::new();
-    for block in 0..=BLOCKS {
-        // The first block is not counted.
-        let mut keep = |name: &str, some: Vec<Duration>| {
-            if block > 0 {
-                times.entry(name.to_owned()).or_default().extend(some);
-            }
-        };
-        let floor = |network: Network| {
-            let number = |n: usize| block * PER_BLOCK + n;
-            (0..PER_BLOCK).map(|n| floor::run(&bundle, number(n), network)).collect()
-        };
-        keep("floor", floor(Network::Own));
-        keep("floor in a pod", floor(Network::Joined));
-        keep("shim", (0..PER_BLOCK).map(|_| pod.run()).collect());
-        let (came, went) = (0..PER_BLOCK).map(|_| pod.another()).unzip();
-        keep("pod", came);
-        keep("pod's end", went);
-        for (name, times) in crowd::run(PER_BLOCK) {
-            keep(&name, times);
+    match args.as_slice() {
+        [_, verb, number] if verb == crowd::VERB => {
+            let number = number.parse().unwrap();
+            crowd::among_mounts(dir.path(), || block(number, &mut pod, &bundle, &peers));
         }
-        for peer in &peers {
-            keep(&peer.name, peer.run(&bundle, &format!("b{block}"), PER_BLOCK));
-        }
+        // For a profiler: one of them alone, as often as is said.
+        [_, name, rounds] => alone(name, rounds.parse().unwrap(), &mut pod, &bundle),
+        _ => side_by_side(&mut pod, &bundle, &peers),
     }
-    table(&peers, &mut times);
-    pod.exec_and_memory();
     pod.end();
 }
 
-fn table(peers: &[Peer], times: &mut BTreeMap<String, Vec<Duration>>) {
+fn alone(name: &str, rounds: usize, pod: &mut Pod<'_>, bundle: &Bundle) {
+    let mut times: Vec<_> = match name {
+        "floor" => (0..rounds).map(|n| floor::run(bundle, n, Network::Own)).collect(),
+        "exec" => {
+            let id = pod.sleeper();
+            pod.execs(&id, rounds)
+        }
+        _ => (0..rounds).map(|_| pod.run()).collect(),
+    };
+    times.sort();
+    println!("{name}: p50 {:?}, p25 {:?}", times[rounds / 2], times[rounds / 4]);
+}
+
+fn side_by_side(pod: &mut Pod<'_>, bundle: &Bundle, peers: &[Peer]) {
+    let (mut few, mut many) = (Table::default(), Table::default());
+    // The first block is not counted.
+    for number in 0..=BLOCKS {
+        let (here, crowded) = (block(number, pod, bundle, peers), crowd::run(number));
+        if number > 0 {
+            few.add(here);
+            many.add(crowded);
+        }
+    }
     let rounds = BLOCKS * PER_BLOCK;
     println!(
         "one bundle: create, start, wait, delete; {rounds} rounds each, milliseconds; load {}",
         load()
     );
-    let mut medians = BTreeMap::new();
-    for (name, times) in times.iter_mut() {
-        times.sort();
-        let at = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f64() * 1e3;
-        medians.insert(name.clone(), at(50));
-        println!("  {name:24} p50 {:8.2}  p95 {:8.2}  min {:8.2}", at(50), at(95), at(0));
-    }
-    let ratio = |what: &str, a: &str, b: &str, bound: f64| {
-        if let (Some(a), Some(b)) = (medians.get(a), medians.get(b)) {
-            let verdict = if a / b <= bound { "holds" } else { "MISSED" };
-            println!("  {what:44} {:6.3}  (bound {bound:5.3}: {verdict})", a / b);
-        }
-    };
-    let named = |start: &str| peers.iter().find(|p| p.name.starts_with(start)).map(|p| &*p.name);
-    let ours = named("lapstrake-oci").unwrap_or("lapstrake-oci");
-    if let Some(runc) = named("runc") {
-        ratio("lapstrake-oci / runc", ours, runc, 1.0 / 8.0);
-        ratio("shim's own path / runc", "shim", runc, 1.0 / 16.0);
-    }
-    if let Some(crun) = named("crun") {
-        ratio("lapstrake-oci / crun", ours, crun, 1.0 / 4.0);
-        ratio("shim's own path / crun", "shim", crun, 1.0 / 8.0);
-    }
-    ratio("shim's own path / floor in a pod", "shim", "floor in a pod", 2.0);
-    ratio("lapstrake-oci / floor", ours, "floor", 4.0);
+    few.print();
+    few.ratios_of_the_command_line(peers);
+    few.ratios_of_the_shim(peers);
+    println!("the same among {} more mounts", crowd::MOUNTS);
+    many.print();
+    many.ratios_of_the_shim(peers);
     for name in ["shim", "pod"] {
-        let crowded = crowd::name(name);
-        ratio(&format!("{crowded} / without them"), &crowded, name, 1.25);
+        let (many, few) = (many.median(name), few.median(name));
+        ratio(&format!("{name} among them / without them"), many, few, 1.25);
+    }
+    pod.exec_and_memory();
+}
+
+/// What the contenders of a block took, by name.
+type Block = Vec<(String, Vec<Duration>)>;
+
+fn block(number: usize, pod: &mut Pod<'_>, bundle: &Bundle, peers: &[Peer]) -> Block {
+    let floor = |network: Network| {
+        let number = |n: usize| number * PER_BLOCK + n;
+        (0..PER_BLOCK).map(|n| floor::run(bundle, number(n), network)).collect()
+    };
+    let mut all: Block = vec![
+        ("floor".into(), floor(Network::Own)),
+        ("floor in a pod".into(), floor(Network::Joined)),
+        ("shim".into(), (0..PER_BLOCK).map(|_| pod.run()).collect()),
+    ];
+    let (came, went) = (0..PER_BLOCK).map(|_| pod.another()).unzip();
+    all.extend([("pod".into(), came), ("pod's end".into(), went)]);
+    let peer = |it: &Peer| (it.name.clone(), it.run(bundle, &format!("b{number}"), PER_BLOCK));
+    all.extend(peers.iter().map(peer));
+    all
+}
+
+#[derive(Default)]
+struct Table(BTreeMap<String, Vec<Duration>>);
+
+impl Table {
+    fn add(&mut self, block: Block) {
+        for (name, times) in block {
+            let all = self.0.entry(name).or_default();
+            all.extend(times);
+            all.sort();
+        }
+    }
+
+    /// Milliseconds.
+    fn at(&self, name: &str, share: usize) -> Option<f64> {
+        let times = self.0.get(name)?;
+        Some(times[(times.len() - 1) * share / 100].as_secs_f64() * 1e3)
+    }
+
+    fn median(&self, name: &str) -> Option<f64> {
+        self.at(name, 50)
+    }
+
+    fn print(&self) {
+        for name in self.0.keys() {
+            let [p50, p95, min] = [50, 95, 0].map(|share| self.at(name, share).unwrap_or_default());
+            println!("  {name:24} p50 {p50:8.2}  p95 {p95:8.2}  min {min:8.2}");
+        }
+    }
+
+    fn of_peer(&self, peers: &[Peer], start: &str) -> Option<f64> {
+        peers.iter().find(|it| it.name.starts_with(start)).and_then(|it| self.median(&it.name))
+    }
+
+    fn ratios_of_the_command_line(&self, peers: &[Peer]) {
+        let ours = self.of_peer(peers, "lapstrake-oci");
+        ratio("lapstrake-oci / runc", ours, self.of_peer(peers, "runc"), 1.0 / 8.0);
+        ratio("lapstrake-oci / crun", ours, self.of_peer(peers, "crun"), 1.0 / 4.0);
+        ratio("lapstrake-oci / floor", ours, self.median("floor"), 4.0);
+    }
+
+    fn ratios_of_the_shim(&self, peers: &[Peer]) {
+        let ours = self.median("shim");
+        ratio("shim's own path / runc", ours, self.of_peer(peers, "runc"), 1.0 / 16.0);
+        ratio("shim's own path / crun", ours, self.of_peer(peers, "crun"), 1.0 / 8.0);
+        ratio("shim's own path / floor in a pod", ours, self.median("floor in a pod"), 2.0);
+    }
+}
+
+fn ratio(what: &str, a: Option<f64>, b: Option<f64>, bound: f64) {
+    if let (Some(a), Some(b)) = (a, b) {
+        let verdict = if a / b <= bound { "holds" } else { "MISSED" };
+        println!("  {what:44} {:6.3}  (bound {bound:5.3}: {verdict})", a / b);
     }
 }
 
