@@ -31,7 +31,7 @@ const END: Duration = Duration::from_secs(30);
 const EXEC_SLACK: Duration = Duration::from_secs(5);
 /// The version of the protocol since which a container can have our init and mounts by descriptor.
 const PROCESS_VERSION: u32 = 3;
-/// The one since which a sandbox can be made from a bare mount namespace.
+/// The one since which pause and containers can be started from a bare mount namespace.
 const BARE_VERSION: u32 = 6;
 /// Events kept for a slow listener. One who misses some reads the inventory.
 const EVENTS: usize = 256;
@@ -53,7 +53,6 @@ struct Inner {
     pid: std::sync::atomic::AtomicI32,
     version: std::sync::atomic::AtomicU32,
     sessions: Sessions,
-    /// What the sandbox is made from; of no use any more to one that is there.
     bare: Option<Arc<OwnedFd>>,
 }
 
@@ -129,6 +128,11 @@ impl Shim {
         }
     }
 
+    fn bare(&self) -> Option<BorrowedFd<'_>> {
+        let bare = self.inner.bare.as_ref().filter(|_| self.version() >= BARE_VERSION);
+        bare.map(|it| it.as_fd())
+    }
+
     /// The newest version of the protocol that both sides speak.
     pub fn version(&self) -> u32 {
         self.inner.version.load(Ordering::Relaxed)
@@ -147,7 +151,7 @@ impl Shim {
     ) -> Result<SandboxCreated, Error> {
         let stage = "create the sandbox";
         let id = req.id.clone();
-        let bare = self.inner.bare.as_ref().filter(|_| self.version() >= BARE_VERSION);
+        let bare = self.bare();
         let ask = protocol::CreateSandbox {
             id: req.id,
             bundle: text(&req.bundle, &id, stage)?,
@@ -162,7 +166,6 @@ impl Shim {
         if req.seccomp_bpf.is_some() {
             self.speaks(PROCESS_VERSION, &id, stage)?;
         }
-        let bare = bare.iter().map(|it| it.as_fd());
         let fds: Vec<_> = netns.iter().map(AsFd::as_fd).chain(bare).collect();
         match self.call(Ask::CreateSandbox(ask), &fds, (stage, &id), Some(CREATE)).await? {
             (Reply::Created(c), _) => {
@@ -185,6 +188,7 @@ impl Shim {
             work: optional(&req.rootfs.work)?,
             volatile: req.rootfs.volatile,
         };
+        let bare = self.bare();
         let ask = protocol::CreateContainer {
             id: req.id.clone(),
             bundle: path(&req.bundle)?,
@@ -207,11 +211,12 @@ impl Shim {
             }),
             init: req.init,
             trees: req.trees.iter().map(|(at, _)| path(at)).collect::<Result<_, _>>()?,
+            has_mounts: bare.is_some(),
         };
         if req.init || !req.trees.is_empty() {
             self.speaks(PROCESS_VERSION, &id, stage)?;
         }
-        let fds: Vec<_> = req.trees.iter().map(|(_, tree)| tree.as_fd()).collect();
+        let fds: Vec<_> = req.trees.iter().map(|(_, tree)| tree.as_fd()).chain(bare).collect();
         match self.call(Ask::CreateContainer(ask), &fds, (stage, &id), Some(CREATE)).await? {
             (Reply::Created(c), _) => Ok(ContainerCreated { pid: c.pid }),
             _ => Err(self.confused(stage)),

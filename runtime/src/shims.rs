@@ -42,7 +42,7 @@ impl ShimCgroup {
 #[derive(Debug, Clone)]
 pub struct Shims {
     image: Arc<OwnedFd>,
-    bare: Arc<OwnedFd>,
+    bare: Option<Arc<OwnedFd>>,
     group: ShimCgroup,
     pub(crate) node: Arc<cgroup::Hierarchies>,
 }
@@ -64,10 +64,10 @@ impl Shims {
             cgroup::Hierarchies::detect().map_err(|e| fail(io::Error::other(e.to_string())))?;
         // Read-only from here: a file open for writing cannot be executed.
         let image = File::open(format!("/proc/self/fd/{}", image.as_raw_fd())).map_err(fail)?;
-        let bare = bare::namespace().map_err(|e| {
-            Error::new(ErrorKind::Failed, &shown, "make an empty mount namespace", e)
-        })?;
-        let (image, bare) = (Arc::new(image.into()), Arc::new(bare));
+        let bare = bare::namespace().inspect_err(|error| {
+            tracing::warn!(%error, "no bare mount namespace: each pod and container copies all mounts of the node");
+        });
+        let (image, bare) = (Arc::new(image.into()), bare.ok().map(Arc::new));
         Ok(Self { image, bare, group: cgroup, node: Arc::new(node) })
     }
 
@@ -80,7 +80,7 @@ impl Shims {
             .map_err(io::Error::other)
             .and_then(|r| r)
             .map_err(|e| Error::new(ErrorKind::Failed, id, "start the shim", e))?;
-        let greeted = Shim::greet(id, socket, Some(Arc::clone(&self.bare)), SPAWN).await;
+        let greeted = Shim::greet(id, socket, self.bare.clone(), SPAWN).await;
         greeted.map_err(|e| match e.kind {
             ErrorKind::Gone => {
                 Error::new(ErrorKind::Failed, id, "start the shim", last_words(pod_dir))

@@ -30,9 +30,9 @@ pub struct Creation<'a> {
     /// Joined instead of the user namespace that the plan names.
     pub userns: Option<BorrowedFd<'a>>,
     pub seccomp: Option<&'a Seccomp>,
-    /// Of the pod that the container is in.
-    pub pause: Option<Pause>,
-    /// A mount namespace to start from where there is no pause's.
+    pub shm: Option<SharedMemory>,
+    /// A mount namespace with next to nothing in it: where it can, the container starts from a copy of its few mounts,
+    /// not of the host's many.
     pub bare: Option<BorrowedFd<'a>>,
     /// Detached mounts that take the place of the sources of bind mounts, by destination.
     pub trees: &'a [(PathBuf, OwnedFd)],
@@ -123,12 +123,11 @@ pub enum Program<'a> {
     Init(BorrowedFd<'a>),
 }
 
-/// The pause process of a pod. Where it can, a container starts from a copy of its few mounts, not of the host's many.
+/// A bind from `path` means the `/dev/shm` of this pause process.
 #[derive(Debug, Clone)]
-pub struct Pause {
-    pub pid: i32,
-    /// A bind from this path means its `/dev/shm`.
-    pub shm: Option<PathBuf>,
+pub struct SharedMemory {
+    pub path: PathBuf,
+    pub pause_pid: i32,
 }
 
 impl Creation<'_> {
@@ -170,10 +169,13 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     }
     // Last: from here on this process has no power over the host's objects but those it has opened.
     if let Some(users) = &users {
+        if let View::Bare(bare) = &sources.view {
+            init::join(Namespace::Mount, bare)?;
+        }
         init::join(Namespace::User, &users.fd)?;
     }
     let mut by_init = Namespace::Cgroup as u64 | Namespace::Time as u64 | Namespace::User as u64;
-    if matches!(sources.view, View::Bare(_)) {
+    if matches!(sources.view, View::Bare(_)) && users.is_none() {
         by_init |= Namespace::Mount as u64;
     }
     let namespaces = c.plan.namespaces.new & !by_init;

@@ -13,17 +13,13 @@ use crate::sys::process::unshare;
 
 const STAGE: &str = "go to another mount namespace";
 
-/// The mount namespace of a process.
-pub(crate) fn of(pid: i32) -> Result<OwnedFd, Error> {
-    namespace(&format!("/proc/{pid}/ns/mnt"))
-}
-
-/// Works in a mount namespace that is there.
-pub(crate) fn among<T>(
-    mounts: &OwnedFd,
+/// Works in the mount namespace of a process.
+pub(crate) fn among_those_of<T>(
+    pid: i32,
     work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
-    and_back(|| join(Namespace::Mount, mounts), work)
+    let mounts = namespace(&format!("/proc/{pid}/ns/mnt"))?;
+    and_back(|| join(Namespace::Mount, &mounts), work)
 }
 
 /// Works in a mount namespace that nobody else sees and that ends with the work.

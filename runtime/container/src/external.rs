@@ -7,10 +7,10 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
-use crate::create::{Layers, Pause};
+use crate::create::{Layers, SharedMemory};
 use crate::error::{At, Error};
 use crate::plan::Namespace;
-use crate::{elsewhere, mounts, overlay, sources, sys};
+use crate::{mounts, overlay, sources, sys};
 
 const STAGE: &str = "mount the root file system";
 
@@ -20,16 +20,16 @@ const STAGE: &str = "mount the root file system";
 pub fn prepare(
     bundle: &Path,
     layers: &Layers,
-    pause: Option<&Pause>,
+    shm: Option<&SharedMemory>,
     label: Option<&str>,
 ) -> Result<(), Error> {
     sys::process::unshare(Namespace::Mount as u64).at(STAGE, "make a mount namespace")?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .at("detach from the host's mounts", "make / a slave")?;
     attach(&overlay::overlay(layers, None, label)?, &bundle.join("rootfs"), STAGE)?;
-    if let Some((pause, path)) = pause.and_then(|it| it.shm.as_ref().map(|path| (it, path))) {
+    if let Some(shm) = shm {
         let stage = "mount /dev/shm";
-        attach(&sources::shared_memory(&elsewhere::of(pause.pid)?, stage)?, path, stage)?;
+        attach(&sources::open_shm(shm, stage)?, &shm.path, stage)?;
     }
     Ok(())
 }

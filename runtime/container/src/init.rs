@@ -64,7 +64,7 @@ fn build_and_become(
         process::own_keyring()?;
     }
 
-    let (root, jail) = attach_root(c, sources, place)?;
+    let (root, jail) = attach_root(c, sources, place, own_users)?;
     let mut unfinished = Unfinished::default();
     if let Rootfs::Empty { shm_size } = c.rootfs {
         mounts::shared_memory(&root, shm_size, plan.mount_label.as_deref())?;
@@ -250,10 +250,12 @@ fn attach_root(
     c: &Creation<'_>,
     sources: &Sources,
     place: Option<OwnedFd>,
+    own_users: bool,
 ) -> Result<(Root, Jail), Error> {
     match &sources.view {
         View::Own | View::Shared => {}
         View::Joined(namespace) => join(Namespace::Mount, namespace)?,
+        View::Bare(_) if own_users => {} // it was born there
         View::Bare(namespace) => {
             join(Namespace::Mount, namespace)?;
             unshare(Namespace::Mount as u64).at("copy the mounts to start from", "unshare")?;

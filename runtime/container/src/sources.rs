@@ -7,7 +7,7 @@ use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
-use crate::create::{Creation, Rootfs};
+use crate::create::{Creation, Rootfs, SharedMemory};
 use crate::error::{At, Error, words};
 use crate::gate::Gate;
 use crate::mapper::Mapper;
@@ -39,8 +39,8 @@ pub(crate) struct Sources {
 pub(crate) enum View {
     /// A copy of the host's, that it is taken out of.
     Own,
-    /// A copy of those of a namespace with next to nothing in it, such as pause's, however many the host has: made by
-    /// init when it needs the host's files no more.
+    /// A copy of those of a namespace with next to nothing in it, however many the host has. Init makes it when it needs
+    /// the host's files no more, or is born in it where a user namespace keeps it from going there.
     Bare(OwnedFd),
     /// Those of a namespace that is there: joined by init when it needs the host's files no more.
     Joined(OwnedFd),
@@ -69,13 +69,12 @@ pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Source
     };
     let private = Propagation { kind: Kind::Private, recursive: true };
     change(&root, "mount the root file system", private.into())?;
-    let pause = c.pause.as_ref().map(|pause| elsewhere::of(pause.pid)).transpose()?;
     let mut pinned = Pinned { users, others: Vec::new() };
-    let source = |mount| source(c, mount, pause.as_ref(), &mut pinned);
-    let mounts = c.plan.mounts.iter().map(source).collect::<Result<_, _>>()?;
+    let mounts =
+        c.plan.mounts.iter().map(|m| source(c, m, &mut pinned)).collect::<Result<_, _>>()?;
     let mut joins = Vec::new();
     let bare = c.bare.map(|fd| fd.try_clone_to_owned()).transpose();
-    let bare = bare.at("join namespaces", "duplicate the mount namespace")?.or(pause);
+    let bare = bare.at("join namespaces", "duplicate the mount namespace")?;
     let mut view = match (c.plan.namespaces.makes(Namespace::Mount), bare) {
         (true, Some(bare)) if !needs_the_hosts(c.plan) => View::Bare(bare),
         (true, _) => View::Own,
@@ -117,11 +116,10 @@ pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Source
     Ok(Sources { root, mounts, joins, view, mapper, devices, null })
 }
 
-/// Whether init must see the host's files while it builds the root: a proc of a user namespace may be mounted only
-/// where there is a whole one, labels are written to /proc, and hooks look at anything.
+/// Whether init must see the host's files while it builds the root: labels are written to /proc, and hooks look at
+/// anything.
 fn needs_the_hosts(plan: &Plan) -> bool {
-    plan.namespaces.has(Namespace::User)
-        || plan.mount_label.is_some()
+    plan.mount_label.is_some()
         || plan.process.selinux.is_some()
         || !plan.hooks.create_container.is_empty()
         || Gate::is_needed(plan)
@@ -173,12 +171,7 @@ fn host_device(node: &Node) -> Result<OwnedFd, Error> {
     ))
 }
 
-fn source(
-    c: &Creation<'_>,
-    mount: &Mount,
-    pause: Option<&OwnedFd>,
-    pinned: &mut Pinned<'_>,
-) -> Result<Source, Error> {
+fn source(c: &Creation<'_>, mount: &Mount, pinned: &mut Pinned<'_>) -> Result<Source, Error> {
     let stage = format!("mount {}", mount.destination.display());
     match &mount.from {
         From::New { .. } | From::Root => Ok(Source::Later),
@@ -196,9 +189,8 @@ fn source(
                 return Ok(Source::Tree(tree));
             }
             let path = c.bundle.join(path);
-            let shm = c.pause.as_ref().and_then(|pause| pause.shm.as_ref());
-            let tree = match pause.filter(|_| shm == Some(&path)) {
-                Some(pause) => shared_memory(pause, &stage)?,
+            let tree = match c.shm.as_ref().filter(|s| s.path == path) {
+                Some(shm) => open_shm(shm, &stage)?,
                 None => clone_tree(&path, mount.options.recursive, &stage)?,
             };
             if mount.options.idmap != Idmap::No {
@@ -218,8 +210,8 @@ pub(crate) fn clone_tree(path: &Path, recursive: bool, stage: &str) -> Result<Ow
 }
 
 /// The pod's shared memory hangs in pause's mount namespace and nowhere else.
-pub(crate) fn shared_memory(pause: &OwnedFd, stage: &str) -> Result<OwnedFd, Error> {
-    elsewhere::among(pause, || clone_tree(Path::new("/dev/shm"), false, stage))
+pub(crate) fn open_shm(shm: &SharedMemory, stage: &str) -> Result<OwnedFd, Error> {
+    elsewhere::among_those_of(shm.pause_pid, || clone_tree(Path::new("/dev/shm"), false, stage))
 }
 
 /// Shows the files of a detached tree with the owners that the user namespace gives them.
@@ -304,7 +296,7 @@ mod tests {
         assert!(!needs("", &format!(r#"{namespaces},"sysctl":{{"net.ipv4.ip_forward":"1"}}"#)));
         let ids = r#"[{"containerID":0,"hostID":9,"size":1}]"#;
         let user = r#""namespaces":[{"type":"mount"},{"type":"user"}]"#;
-        assert!(needs("", &format!(r#"{user},"uidMappings":{ids},"gidMappings":{ids}"#)));
+        assert!(!needs("", &format!(r#"{user},"uidMappings":{ids},"gidMappings":{ids}"#)));
         assert!(needs("", &format!(r#"{namespaces},"mountLabel":"a:b:c:s0""#)));
         assert!(needs(r#","selinuxLabel":"a:b:c:s0""#, namespaces));
         assert!(needs("", &format!(r#"{namespaces},"netDevices":{{"eth9":{{}}}}"#)));

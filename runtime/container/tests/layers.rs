@@ -83,7 +83,7 @@ fn run(dir: &Path, rootfs: Rootfs, script: &str) -> String {
         netns: None,
         userns: None,
         seccomp: None,
-        pause: None,
+        shm: None,
         bare: None,
         trees: &[],
         channel: theirs.as_fd(),

@@ -199,7 +199,7 @@ impl Order<'_> {
             netns: None,
             userns: None,
             seccomp,
-            pause: None,
+            shm: None,
             bare: None,
             trees: &[],
             channel: theirs.as_fd(),

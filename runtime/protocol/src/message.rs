@@ -47,11 +47,12 @@ pub struct Call {
 pub enum Ask {
     #[prost(message, tag = "1")]
     Hello(Hello),
-    /// Descriptors: the network namespace, when `has_netns`; a mount namespace that holds next to nothing, of which
-    /// pause gets a copy instead of one of the host's, when `has_mounts`.
+    /// Descriptors: the network namespace, when `has_netns`; when `has_mounts`, a mount namespace that holds next to
+    /// nothing, of which pause gets a copy instead of one of the host's.
     #[prost(message, tag = "2")]
     CreateSandbox(CreateSandbox),
-    /// Descriptors: detached mounts, one for each of `trees`.
+    /// Descriptors: detached mounts, one for each of `trees`; a mount namespace as with `CreateSandbox`, when
+    /// `has_mounts`.
     #[prost(message, tag = "3")]
     CreateContainer(CreateContainer),
     #[prost(message, tag = "4")]
@@ -185,6 +186,9 @@ pub struct CreateContainer {
     /// Since version 3: destinations of mounts whose trees come along, a descriptor for each, in this order.
     #[prost(string, repeated, tag = "12")]
     pub trees: Vec<String>,
+    /// Since version 6.
+    #[prost(bool, tag = "13")]
+    pub has_mounts: bool,
 }
 
 /// Layers top first. No `upper` means a read-only root. `plain` is a ready directory used as it is.

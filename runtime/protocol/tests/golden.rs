@@ -216,7 +216,11 @@ fn fifth() -> Vec<(&'static str, Packet)> {
 /// What version 6 added.
 fn sixth() -> Vec<(&'static str, Packet)> {
     let sandbox = CreateSandbox { id: "p".into(), has_mounts: true, ..Default::default() };
-    vec![("call create_sandbox", Packet::call(1, Ask::CreateSandbox(sandbox)))]
+    let create = CreateContainer { id: "c".into(), has_mounts: true, ..Default::default() };
+    vec![
+        ("call create_sandbox", Packet::call(1, Ask::CreateSandbox(sandbox))),
+        ("call create_container", Packet::call(1, Ask::CreateContainer(create))),
+    ]
 }
 
 /// Every version since the first, with its file: a file of a version that was released is never edited.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use container::sys::process::close_all_except;
 use container::{
-    Creation, Entry, Error, Extras, Facts, Pause, Program, Rootfs, Seccomp, Spec, Start, Stdio,
-    channel,
+    Creation, Entry, Error, Extras, Facts, Program, Rootfs, Seccomp, SharedMemory, Spec, Start,
+    Stdio, channel,
 };
 
 use crate::handler::{self, Handler};
@@ -32,14 +32,13 @@ pub(crate) struct Job<'a> {
     /// Mounts that were made elsewhere, by destination.
     pub(crate) trees: &'a [(PathBuf, OwnedFd)],
     pub(crate) netns: Option<BorrowedFd<'a>>,
-    /// Of pause, which has no other pause to start from.
     pub(crate) bare: Option<BorrowedFd<'a>>,
     pub(crate) seccomp: &'a str,
     /// An external runtime that makes the container instead of this one.
     pub(crate) handler: Option<&'a Path>,
     /// Opened once here, so that a log that cannot be written fails the creation.
     pub(crate) log_path: Option<&'a Path>,
-    pub(crate) pause: Option<Pause>,
+    pub(crate) shm: Option<SharedMemory>,
     pub(crate) node: &'a cgroup::Hierarchies,
     pub(crate) facts: &'a Facts,
     pub(crate) channel: BorrowedFd<'a>,
@@ -107,7 +106,7 @@ fn try_create(job: Job<'_>) -> Result<(), Error> {
         bare: job.bare,
         userns: None,
         seccomp: seccomp.as_ref(),
-        pause: job.pause,
+        shm: job.shm,
         channel: job.channel,
         start: Start::Channel,
         sibling: true,

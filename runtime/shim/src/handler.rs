@@ -64,7 +64,7 @@ pub(crate) fn create(binary: &Path, job: &Job<'_>, spec: &Spec) -> Result<(), Er
         Stdio::Terminal => Some(Console::listen(job.bundle, "console.sock")?),
     };
     let label = linux.and_then(|l| l.mount_label.as_deref()).filter(|label| !label.is_empty());
-    container::external::prepare(job.bundle, layers, job.pause.as_ref(), label)?;
+    container::external::prepare(job.bundle, layers, job.shm.as_ref(), label)?;
     let pid_file = job.bundle.join("init.pid");
     command.arg("--bundle").arg(job.bundle).arg("--pid-file").arg(&pid_file);
     set_stdio(&mut command, job.stdio, console.as_ref())?;

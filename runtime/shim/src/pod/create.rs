@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use container::identity::start_ticks;
-use container::{Layers, Pause, Report, Rootfs, Stdio, Upper, channel, sys::process::fork};
+use container::{Layers, Report, Rootfs, SharedMemory, Stdio, Upper, channel, sys::process::fork};
 use protocol::{CreateContainer, CreateSandbox, Created, Exit, Kind, Phase, Reply, Started};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -94,16 +94,17 @@ impl Pod {
         &mut self,
         caller: Caller,
         ask: CreateContainer,
-        trees: Vec<OwnedFd>,
+        mut trees: Vec<OwnedFd>,
     ) {
         const STAGE: &str = "create";
         if let Some(why) = refused_by_handler(&ask) {
             return self.links.fail(caller, Kind::Unsupported, STAGE, why);
         }
-        if trees.len() != ask.trees.len() {
+        if trees.len() != ask.trees.len() + usize::from(ask.has_mounts) {
             let why = "the descriptors of its mounts did not arrive";
             return self.links.fail(caller, Kind::InvalidArgument, STAGE, why);
         }
+        let bare = ask.has_mounts.then(|| trees.pop()).flatten();
         if self.is_stopping() {
             return self.links.fail(caller, Kind::InvalidState, STAGE, "this pod is being stopped");
         }
@@ -146,7 +147,7 @@ impl Pod {
             terminal: ask.tty,
             stdin: ask.stdin,
             netns: None,
-            bare: None,
+            bare,
             trees: ask.trees.into_iter().map(PathBuf::from).zip(trees).collect(),
             init: ask.init,
             sandbox: false,
@@ -174,9 +175,8 @@ impl Pod {
         channel::expect_credentials(ours.as_fd())?;
         rustix::io::ioctl_fionbio(&ours, true)?;
         let (stdio, ends) = stdio(&order)?;
-        let sandbox =
-            self.sandbox.filter(|_| !order.sandbox).and_then(|key| self.members.get(&key));
-        let pause = sandbox.map(|it| Pause { pid: it.pid, shm: self.shm_path.clone() });
+        let pause = self.sandbox.and_then(|key| self.members.get(&key)).map(|m| m.pid);
+        let shm = self.shm_path.clone().filter(|_| !order.sandbox).zip(pause);
         let job = Job {
             id: order.id,
             bundle: order.bundle,
@@ -197,7 +197,7 @@ impl Pod {
             seccomp: order.seccomp,
             handler: order.handler.as_deref(),
             log_path: stdio.log_path.as_deref(),
-            pause,
+            shm: shm.map(|(path, pause_pid)| SharedMemory { path, pause_pid }),
             node: &self.node,
             facts: &self.facts,
             channel: theirs.as_fd(),
