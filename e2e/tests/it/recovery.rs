@@ -144,7 +144,8 @@ async fn a_daemon_killed_anywhere_in_run_or_remove_leaves_nothing_behind() {
 async fn a_killed_shim_is_replaced_and_the_pod_goes_on() {
     let node = Node::with_busybox().await;
     let pod = node.run_pod(pod("shimless")).await;
-    let script = "i=0; while [ ! -e /stop ]; do echo $i; i=$((i+1)); sleep 0.02; done; exit 6";
+    let script =
+        "i=0; while [ ! -e /stop ]; do echo $i; i=$((i+1)); sleep 0.02; done; echo end; exit 6";
     let main = container("main", image::BUSYBOX).command(&["sh", "-c", script]);
     let container = pod.start(&main).await;
     let done = pod.start(&container_that_ends("done")).await;
@@ -161,6 +162,10 @@ async fn a_killed_shim_is_replaced_and_the_pod_goes_on() {
         assert_eq!(pod.status().await.state(), SandboxReady);
         assert_eq!(container.state().await, ContainerRunning);
         assert_eq!(node.pid_of(&container).await, pid);
+        let logged = container.log_lines().len();
+        wait::until("it logs on", e2e::pod::SOON, || {
+            (container.log_lines().len() > logged).then_some(())
+        });
     }
     container.try_exec(&["touch", "/stop"], 5).await.unwrap();
     let exited = container.exited().await;
@@ -169,9 +174,10 @@ async fn a_killed_shim_is_replaced_and_the_pod_goes_on() {
     let unknown = end == (255, "ShimLost") && host::kernel() < (6, 15);
     assert!(end == (6, "Error") || unknown, "{end:?}");
     assert_eq!(done.exited().await.exit_code, 3);
-    let numbers: Vec<u32> =
-        container.log_lines().iter().map(|line| line.text.parse().unwrap()).collect();
-    assert!(numbers.len() > 2 && numbers.is_sorted(), "{numbers:?}");
+    let lines = container.log_lines();
+    let (last, lines) = lines.split_last().unwrap();
+    let numbers: Vec<u32> = lines.iter().map(|line| line.text.parse().unwrap()).collect();
+    assert!(last.text == "end" && numbers.is_sorted(), "{numbers:?} {last:?}");
     pod.stop().await;
     pod.remove().await;
     node.finish().await;
