@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, mkdir, open};
+use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change,
     mount_remount, unmount,
@@ -24,20 +25,25 @@ pub(crate) fn namespace() -> io::Result<OwnedFd> {
 }
 
 fn make() -> io::Result<OwnedFd> {
-    crate::sys::unshare_mounts()?;
+    let at = |what: &'static str| move |e: Errno| io::Error::other(format!("{what}: {e}"));
+    crate::sys::unshare_mounts().map_err(at("unshare"))?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let namespace = open("/proc/thread-self/ns/mnt", flags, Mode::empty())?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let namespace =
+        open("/proc/thread-self/ns/mnt", flags, Mode::empty()).map_err(at("open it"))?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(at("make / private"))?;
     let attributes = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("tmpfs", PLACE, "tmpfs", attributes, c"mode=755,nr_inodes=4")?;
+    mount("tmpfs", PLACE, "tmpfs", attributes, c"mode=755,nr_inodes=4")
+        .map_err(at("mount its root"))?;
     for file_system in WHOLE {
-        let at = Path::new(PLACE).join(file_system.trim_start_matches('/'));
-        mkdir(&at, Mode::from_raw_mode(0o555))?;
-        mount_bind(file_system, &at)?;
+        let place = Path::new(PLACE).join(file_system.trim_start_matches('/'));
+        mkdir(&place, Mode::from_raw_mode(0o555)).map_err(at(file_system))?;
+        mount_bind(file_system, &place).map_err(at(file_system))?;
     }
-    mount_remount(PLACE, MountFlags::BIND | MountFlags::RDONLY | attributes, "")?;
-    chdir(PLACE)?;
-    pivot_root(".", ".")?;
-    unmount(".", UnmountFlags::DETACH)?;
+    mount_remount(PLACE, MountFlags::BIND | MountFlags::RDONLY | attributes, "")
+        .map_err(at("make its root read-only"))?;
+    chdir(PLACE).map_err(at("go to its root"))?;
+    pivot_root(".", ".").map_err(at("pivot_root"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(at("detach the old root"))?;
     Ok(namespace)
 }

@@ -53,6 +53,7 @@ struct Inner {
     pid: std::sync::atomic::AtomicI32,
     version: std::sync::atomic::AtomicU32,
     sessions: Sessions,
+    /// What pause and containers start from; `None` for one that creates nothing.
     bare: Option<Arc<OwnedFd>>,
 }
 

@@ -115,7 +115,7 @@ impl Shims {
         pod_dir: &Path,
         deadline: Duration,
     ) -> Result<Shim, Error> {
-        Shim::connect(id, pod_dir, deadline).await
+        Shim::connect_with(id, pod_dir, self.bare.clone(), deadline).await
     }
 
     /// Waits for the process of a shim that was shut down, and removes its group.
@@ -165,6 +165,15 @@ impl Shims {
 impl Shim {
     /// Connects to the living shim of a pod. Kind `Gone` when none lives, `Timeout` when it does not answer.
     pub async fn connect(id: &str, pod_dir: &Path, deadline: Duration) -> Result<Self, Error> {
+        Self::connect_with(id, pod_dir, None, deadline).await
+    }
+
+    async fn connect_with(
+        id: &str,
+        pod_dir: &Path,
+        bare: Option<Arc<OwnedFd>>,
+        deadline: Duration,
+    ) -> Result<Self, Error> {
         let stage = "connect to the shim";
         let dir = pod_dir.to_owned();
         let socket =
@@ -174,7 +183,7 @@ impl Shim {
             Err(e) if is_gone(&e) => return Err(Error::gone(id, stage)),
             Err(e) => return Err(Error::new(ErrorKind::Failed, id, stage, e)),
         };
-        Self::greet(id, socket, None, deadline).await
+        Self::greet(id, socket, bare, deadline).await
     }
 }
 

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -15,7 +16,7 @@ pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Owned
 }
 
 /// Gives the calling thread mounts, and a root and working directory, of its own.
-pub(crate) fn unshare_mounts() -> io::Result<()> {
+pub(crate) fn unshare_mounts() -> Result<(), Errno> {
     // SAFETY: descriptors stay shared; nobody else is affected by where this thread's paths begin.
-    Ok(unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?)
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
 }

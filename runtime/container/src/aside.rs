@@ -20,7 +20,7 @@ const PLACE: &str = "/proc";
 
 /// As `overlay::overlay`.
 pub(crate) fn overlay(layers: &Layers, label: Option<&str>) -> Result<OwnedFd, Error> {
-    elsewhere::alone(|| mount_and_take(layers, label))
+    elsewhere::alone(STAGE, || mount_and_take(layers, label))
 }
 
 fn mount_and_take(layers: &Layers, label: Option<&str>) -> Result<OwnedFd, Error> {

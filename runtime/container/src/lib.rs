@@ -2,8 +2,8 @@
 //!
 //! The order of things: a short-lived *creator* process reads the bundle, plans, and opens every mount source in the
 //! host's mount namespace; then it clones *init* as a sibling (CLONE_PARENT), which builds the root file system fd to
-//! fd and pivots into it, among few mounts instead of a copy of all the host's where it can. Meanwhile the creator makes the control group and
-//! hands it to init, which goes into it, says `ready`, waits for `start`, and becomes the workload.
+//! fd and pivots into it, among few mounts instead of a copy of all the host's where it can. Meanwhile the creator makes
+//! the control group and hands it to init, which goes into it, says `ready`, waits for `start`, and becomes the workload.
 //! Creator and init report over one socket (`channel`); the parent is the shim or `lapstrake-oci`.
 
 pub mod capabilities;

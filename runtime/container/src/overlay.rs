@@ -47,7 +47,7 @@ pub(crate) fn overlay(
         return trees.pop().ok_or_else(|| Error::new(STAGE, "an image without layers"));
     }
     // Kernels before 6.15 do not stack layers that are attached nowhere.
-    elsewhere::alone(|| {
+    elsewhere::alone(STAGE, || {
         let holder = tmpfs(STAGE, &[("mode", "755")], None, MountAttrFlags::empty())?;
         let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let place =

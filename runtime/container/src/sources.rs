@@ -211,7 +211,9 @@ pub(crate) fn clone_tree(path: &Path, recursive: bool, stage: &str) -> Result<Ow
 
 /// The pod's shared memory hangs in pause's mount namespace and nowhere else.
 pub(crate) fn open_shm(shm: &SharedMemory, stage: &str) -> Result<OwnedFd, Error> {
-    elsewhere::among_those_of(shm.pause_pid, || clone_tree(Path::new("/dev/shm"), false, stage))
+    let stage = &format!("{stage}: the sandbox's, from pause");
+    let take = || clone_tree(Path::new("/dev/shm"), false, stage);
+    elsewhere::among_those_of(shm.pause_pid, stage, take)
 }
 
 /// Shows the files of a detached tree with the owners that the user namespace gives them.

@@ -99,15 +99,21 @@ fn old_shim(listener: &OwnedFd) {
     }
 }
 
+/// What a living shim has in its pod's directory.
+fn listening(dir: &std::path::Path) -> (OwnedFd, std::fs::File) {
+    let listener = socket();
+    let path = dir.join("shim.sock");
+    bind(&listener, &SocketAddrUnix::new(path.as_path()).expect("address")).expect("bind");
+    listen(&listener, 1).expect("listen");
+    let lock = std::fs::File::create(dir.join("shim.lock")).expect("lock");
+    rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::LockExclusive).expect("lock");
+    (listener, lock)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn todays_client_gets_on_with_a_shim_of_the_first_version() {
     let dir = tempfile::tempdir().expect("tempdir");
-    let listener = socket();
-    let path = dir.path().join("shim.sock");
-    bind(&listener, &SocketAddrUnix::new(path.as_path()).expect("address")).expect("bind");
-    listen(&listener, 1).expect("listen");
-    let lock = std::fs::File::create(dir.path().join("shim.lock")).expect("lock");
-    rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::LockExclusive).expect("lock");
+    let (listener, _lock) = listening(dir.path());
     let old = std::thread::spawn(move || old_shim(&listener));
     let shim = Shim::connect("pod", dir.path(), Duration::from_secs(5)).await.expect("connect");
     assert_eq!((shim.version(), shim.pid()), (1, 42));
@@ -117,6 +123,44 @@ async fn todays_client_gets_on_with_a_shim_of_the_first_version() {
     assert_eq!(error.kind, ErrorKind::Unsupported, "{error}");
     drop(shim);
     old.join().expect("the conversation went as it should");
+}
+
+/// A shim of today, which is asked for a container. Returns whether the daemon's mount namespace came with that.
+fn asked_for_a_container(listener: &OwnedFd) -> bool {
+    let link = accept(listener).expect("accept");
+    let mut buffer = vec![0; protocol::wire::INLINE_MAX];
+    loop {
+        let (packet, fds) =
+            protocol::receive(link.as_fd(), &mut buffer).expect("receive").expect("a packet");
+        let Some(protocol::Body::Call(call)) = packet.body else { panic!("not a call") };
+        let (reply, came) = match call.ask {
+            Some(protocol::Ask::Hello(hello)) => (protocol::Reply::Hello(hello), None),
+            Some(protocol::Ask::CreateContainer(ask)) => {
+                let created = protocol::Created { pid: 9, start_ticks: 9 };
+                (protocol::Reply::Created(created), Some(ask.has_mounts && fds.len() == 1))
+            }
+            other => panic!("{other:?}"),
+        };
+        let bytes = protocol::Packet::answer(packet.seq, reply).encode_to_vec();
+        send(&link, &bytes, SendFlags::NOSIGNAL).expect("send");
+        if let Some(came) = came {
+            return came;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_found_again_gets_the_bare_mounts_with_each_container() {
+    let Some(node) = Node::start("found-again").await else { return };
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (listener, _lock) = listening(dir.path());
+    let shim = std::thread::spawn(move || asked_for_a_container(&listener));
+    let limit = Duration::from_secs(5);
+    let found = node.shims.connect("pod", dir.path(), limit).await.expect("connect");
+    let ask = runtime::CreateContainer { id: "c".into(), ..Default::default() };
+    found.create_container(ask).await.expect("created");
+    assert!(shim.join().expect("the conversation went as it should"));
+    node.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
