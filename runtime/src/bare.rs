@@ -1,4 +1,4 @@
-//! A mount namespace with next to nothing in it. Pause and containers start from a copy of it instead of one of the
+//! A mount namespace with nothing in it. Pause and containers start from a copy of it instead of one of the
 //! host's, which has as many mounts to copy, and to take away again, as the node's pods have together.
 
 use std::io;
@@ -8,15 +8,14 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, mkdir, open};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change,
-    mount_remount, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
 };
 use rustix::process::{chdir, pivot_root};
 
-/// A directory that every host has, where nobody else sees what hangs there. The two below come from outside of it.
+/// A directory that every host has, where nobody else sees what hangs there.
 const PLACE: &str = "/dev";
-/// Whole: a user namespace may mount its own only where it sees such a one.
-const WHOLE: [&str; 2] = ["/proc", "/sys"];
+/// Empty directories for what a user namespace must see in its copy.
+const WHOLE: [&str; 2] = ["proc", "sys"];
 
 /// Made by a thread of its own, which ends with it. The namespace lives as long as the descriptor.
 pub(crate) fn namespace() -> io::Result<OwnedFd> {
@@ -35,10 +34,9 @@ fn make() -> io::Result<OwnedFd> {
     let attributes = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("tmpfs", PLACE, "tmpfs", attributes, c"mode=755,nr_inodes=4")
         .map_err(at("mount its root"))?;
-    for file_system in WHOLE {
-        let place = Path::new(PLACE).join(file_system.trim_start_matches('/'));
-        mkdir(&place, Mode::from_raw_mode(0o555)).map_err(at(file_system))?;
-        mount_bind(file_system, &place).map_err(at(file_system))?;
+    for directory in WHOLE {
+        mkdir(Path::new(PLACE).join(directory), Mode::from_raw_mode(0o555))
+            .map_err(at(directory))?;
     }
     mount_remount(PLACE, MountFlags::BIND | MountFlags::RDONLY | attributes, "")
         .map_err(at("make its root read-only"))?;

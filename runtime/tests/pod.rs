@@ -57,6 +57,27 @@ async fn the_container_sees_itself_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn below_its_root_there_is_nothing() {
+    let Some(node) = Node::start("below").await else { return };
+    let script = "mkdir -p /jail/bin /jail/proc /mine /nested
+        busybox unshare -Urmpf busybox mount -t proc proc /mine && echo a proc without masks
+        cp /bin/busybox /jail/bin; mount -t proc proc /jail/proc
+        chroot /jail /bin/busybox ls /proc/1/root/.. | grep jail
+        busybox unshare -m busybox sh -c 'mount -t tmpfs none /nested && mkdir /nested/old && cd /nested &&
+            /bin/busybox pivot_root . old && /old/bin/busybox ls / | /old/bin/busybox grep old'";
+    let mut payload = Payload::sh(script);
+    payload.caps = r#"["CAP_SYS_ADMIN","CAP_SYS_CHROOT","CAP_SETFCAP"]"#.into();
+    let c = node.create("c1", payload).await.expect("create");
+    c.start().await.expect("start");
+    c.exit().await;
+    let log = c.text();
+    assert!(log.contains("jail\n"), "up from the root is the root:\n{log}");
+    assert!(log.contains("permission denied") && !log.contains("a proc without masks"), "{log}");
+    assert!(log.ends_with("old\n"), "another runtime in it can pivot:\n{log}");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_missing_command_is_a_start_error_that_names_it() {
     let Some(node) = Node::start("missing").await else { return };
     let c = node.create("c1", Payload::args(&["no-such-command"])).await.expect("create");

@@ -11,6 +11,7 @@ use crate::plan::{Namespace, Plan};
 use crate::sources::{self, Sources, View};
 use crate::sys::process::{CloneArgs, NEW_LISTENER, clone};
 use crate::users::Users;
+use crate::whole::Whole;
 use crate::{channel, init, process, rdt};
 
 pub use crate::overlay::Upper;
@@ -171,6 +172,7 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     if let Some(users) = &users {
         if let View::Bare(bare) = &sources.view {
             init::join(Namespace::Mount, bare)?;
+            sources.whole.iter().try_for_each(Whole::show)?;
         }
         init::join(Namespace::User, &users.fd)?;
     }

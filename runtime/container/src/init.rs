@@ -267,7 +267,7 @@ fn attach_root(
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
             .at("detach from the host's mounts", "make / a slave")?;
     }
-    let jail = Jail::of(&sources.view, c.extras.no_pivot)?;
+    let jail = Jail::of(&sources.view, own_users, c.extras.no_pivot)?;
     mounts::move_onto(&sources.root, &place)
         .at(MOUNT_ROOT, format!("attach to {}", c.bundle.display()))?;
     // The descriptor of the detached mount is the root of the attached one.

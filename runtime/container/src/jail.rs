@@ -24,16 +24,19 @@ pub(crate) enum Jail {
     Pivot,
     /// The root is moved over the old one, which stays below it without these mounts.
     Move(Vec<PathBuf>),
-    /// The namespace is not the container's to change: its root is one directory of it.
+    /// The container's root is one directory of a namespace that is not its own to change, or lies over the empty root
+    /// of one that is: there, each pivot would make the kernel wait until all processors have let go of the old root.
     Chroot,
 }
 
 impl Jail {
-    pub(crate) fn of(view: &View, no_pivot: bool) -> Result<Self, Error> {
+    pub(crate) fn of(view: &View, own_users: bool, no_pivot: bool) -> Result<Self, Error> {
         match (view, no_pivot) {
             (View::Own, true) => bare_mounts().map(Self::Move),
-            (View::Own | View::Bare(_) | View::Joined(_), false) => Ok(Self::Pivot),
-            (View::Shared, false) => Ok(Self::Chroot),
+            (View::Own | View::Joined(_), false) => Ok(Self::Pivot),
+            // A user namespace has seen a whole proc there.
+            (View::Bare(_), false) if own_users => Ok(Self::Pivot),
+            (View::Bare(_) | View::Shared, false) => Ok(Self::Chroot),
             (_, true) => Err(Error::new(
                 STAGE,
                 "without a pivot, the container needs a mount namespace of its own",

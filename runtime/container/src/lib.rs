@@ -22,6 +22,7 @@ pub mod spec;
 pub mod stamp;
 pub mod sys;
 pub mod users;
+mod whole;
 
 mod aside;
 mod bpf;

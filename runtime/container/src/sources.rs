@@ -15,6 +15,7 @@ use crate::options::{self, Attributes, Idmap, Kind, Options, Propagation};
 use crate::plan::{From, Mappings, Mount, Namespace, Node, NodeKind, Plan};
 use crate::sys::mount::{Change, MS_PRIVATE, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, attr, set};
 use crate::users::{self, Users};
+use crate::whole::Whole;
 use crate::{dev, elsewhere, mask, overlay};
 
 /// Everything init needs from the host, by descriptor.
@@ -26,6 +27,8 @@ pub(crate) struct Sources {
     /// Joined by the creator, all but those of users and mounts.
     pub(crate) joins: Vec<(Namespace, OwnedFd)>,
     pub(crate) view: View,
+    /// What a user namespace must see in a bare view.
+    pub(crate) whole: Option<Whole>,
     /// Id-maps what init may not.
     pub(crate) mapper: Option<Mapper>,
     /// One per node of `dev::nodes`: the host's, where init may not make it.
@@ -39,8 +42,8 @@ pub(crate) struct Sources {
 pub(crate) enum View {
     /// A copy of the host's, that it is taken out of.
     Own,
-    /// A copy of those of a namespace with next to nothing in it, however many the host has. Init makes it when it needs
-    /// the host's files no more, or is born in it where a user namespace keeps it from going there.
+    /// A copy of those of a namespace with nothing in it, however many the host has. Init makes it when it needs the
+    /// host's files no more, or is born in it where a user namespace keeps it from going there.
     Bare(OwnedFd),
     /// Those of a namespace that is there: joined by init when it needs the host's files no more.
     Joined(OwnedFd),
@@ -111,9 +114,11 @@ pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Source
             .map(|node| from_host(node).then(|| host_device(node)).transpose())
             .collect::<Result<_, _>>()?,
     };
+    let in_bare = matches!(view, View::Bare(_)) && users.is_some();
+    let whole = in_bare.then(Whole::of_host).transpose()?;
     let null = (!c.plan.masked.is_empty()).then(mask::null_device).transpose()?;
     let mapper = Mapper::new(c.plan)?;
-    Ok(Sources { root, mounts, joins, view, mapper, devices, null })
+    Ok(Sources { root, mounts, joins, view, whole, mapper, devices, null })
 }
 
 /// Whether init must see the host's files while it builds the root: labels are written to /proc, and hooks look at

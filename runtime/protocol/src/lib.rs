@@ -13,5 +13,5 @@ pub use wire::{Received, WireError, pair, receive, send};
 
 /// The version this code speaks; each side says its own in `Hello` and both use the smaller. 2 added sessions, sockets,
 /// pausing and the scope of an OOM kill; 3 an init of ours, mounts by descriptor and a filter for pause; 4 what a shim remembers;
-/// 5 an end that nobody could tell.
+/// 5 an end that nobody could tell; 6 mounts to start from.
 pub const VERSION: u32 = 6;

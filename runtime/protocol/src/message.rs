@@ -47,7 +47,7 @@ pub struct Call {
 pub enum Ask {
     #[prost(message, tag = "1")]
     Hello(Hello),
-    /// Descriptors: the network namespace, when `has_netns`; when `has_mounts`, a mount namespace that holds next to
+    /// Descriptors: the network namespace, when `has_netns`; when `has_mounts`, a mount namespace that holds
     /// nothing, of which pause gets a copy instead of one of the host's.
     #[prost(message, tag = "2")]
     CreateSandbox(CreateSandbox),
