@@ -34,6 +34,16 @@ pub(crate) struct Bundle {
     config: Value,
 }
 
+/// RuntimeDefault for the tables that the others' profiles of that name have: ours leaves one out.
+fn profile(compiler: &seccomp::Compiler) -> Value {
+    let mut profile = compiler.document(seccomp::Profile::RuntimeDefault, &CAPABILITIES).unwrap();
+    let tables = profile["architectures"].as_array_mut().unwrap();
+    if cfg!(target_arch = "x86_64") {
+        tables.push(json!("SCMP_ARCH_X32"));
+    }
+    profile
+}
+
 impl Bundle {
     pub(crate) fn make(scratch: &Path, oci: &Path) -> Self {
         let dir = scratch.join("bundle");
@@ -54,11 +64,14 @@ impl Bundle {
             config["process"]["capabilities"][set] = json!(CAPABILITIES);
         }
         let compiler = seccomp::Compiler::open(scratch.join("seccomp")).unwrap();
-        let profile = seccomp::Profile::RuntimeDefault;
-        let filter_path = compiler.program(profile, &CAPABILITIES).unwrap();
+        let profile = profile(&compiler);
+        let profile_path = scratch.join("profile.json");
+        std::fs::write(&profile_path, profile.to_string()).unwrap();
+        let localhost = seccomp::Profile::File(&profile_path);
+        let filter_path = compiler.program(localhost, &CAPABILITIES).unwrap();
         let filter = std::fs::read(&filter_path).unwrap();
         let mut whole = config.clone();
-        whole["linux"]["seccomp"] = compiler.document(profile, &CAPABILITIES).unwrap();
+        whole["linux"]["seccomp"] = profile;
         std::fs::write(file, whole.to_string()).unwrap();
         Self { dir, filter, filter_path, config }
     }

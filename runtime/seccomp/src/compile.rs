@@ -1,8 +1,9 @@
 //! From a filter to the instructions: libseccomp's part with our gate in front.
 
+use crate::assembler::Instruction;
 use crate::error::CompileError;
 use crate::filter::{Filter, Rule, permits};
-use crate::gate::{self, Instruction};
+use crate::gate::{self, Settled};
 use crate::machine::Machine;
 use libseccomp::error::SeccompError;
 use libseccomp::{ScmpArch, ScmpArgCompare, ScmpFilterContext, ScmpVersion};
@@ -27,19 +28,22 @@ pub(crate) const MOST_INSTRUCTIONS: usize = 4096;
 const TREE: u32 = 2;
 
 pub(crate) fn compile(filter: &Filter, machine: Machine) -> Result<Vec<u8>, CompileError> {
-    compile_as(filter, machine, TREE)
+    compile_as(filter, machine, &gate::settled(filter), TREE)
 }
 
 pub(crate) fn compile_as(
     filter: &Filter,
     machine: Machine,
+    settled: &Settled<'_>,
     optimize: u32,
 ) -> Result<Vec<u8>, CompileError> {
-    let settled = gate::settled(filter);
-    let gate = gate::gate(filter, &settled);
+    let gate = gate::gate(filter, settled);
     let mut code: Vec<u8> = gate.into_iter().flat_map(bytes).collect();
-    let rest: Vec<&Rule> =
-        filter.rules.iter().filter(|rule| !settled.contains_key(rule.name.as_str())).collect();
+    let is_left = |rule: &&Rule| !settled.contains_key(rule.name.as_str());
+    let any_left = filter.rules.iter().any(|rule| is_left(&rule));
+    // Without that of the number that gathers them, rules of calls that are gathered may contradict each other.
+    let needed = |rule: &&Rule| is_left(rule) || any_left && gate::gathers(&rule.name);
+    let rest: Vec<&Rule> = filter.rules.iter().filter(needed).collect();
     code.extend(library(filter, &rest, machine, optimize)?);
     let instructions = code.len() / INSTRUCTION;
     if instructions > MOST_INSTRUCTIONS {

@@ -29,11 +29,12 @@
 //! | riscv_hwprobe, s390 and ppc calls, uretprobe | listed | absent: those machines are not supported; the kernel itself lets uretprobe past filters |
 //! | ptrace, process_vm_readv/writev | allowed since kernel 4.8 | the same: debuggers and sanitizers need them, the kernel checks uid and namespace. Older kernels let ptrace step around seccomp, but cannot run this runtime |
 //! | io_uring | refused | the same: a queue of operations that no filter sees |
+//! | x32, the table of 64-bit registers and 32-bit pointers | as x86_64 | ENOSYS for all of it: kernels have it switched off, no distribution has programs for it, and it had holes of its own (CVE-2014-0038) |
 //! | socketcall | allowed (Docker tried to refuse it and took that back) | the same: 32-bit programs have no network without it. Families cannot be checked there: `socket` by this way is the one hole that remains, on 32-bit x86 only |
 
 use crate::filter::{Filter, Known, Rule};
 use crate::machine::Machine;
-use libseccomp::ScmpAction;
+use libseccomp::{ScmpAction, ScmpArch};
 
 /// Names with blanks between them: the calls for one purpose.
 type Calls = &'static str;
@@ -70,7 +71,7 @@ pub(crate) fn filter(machine: Machine, capabilities: &[&str]) -> Filter {
     rules.extend(sockets(has(NET_ADMIN)));
     Filter {
         default: ScmpAction::Errno(crate::filter::EPERM as i32),
-        arches: machine.arches().to_vec(),
+        arches: machine.arches().iter().copied().filter(|it| *it != ScmpArch::X32).collect(),
         rules,
         known: Known::Listed(refused),
     }

@@ -1,37 +1,26 @@
 //! The first part of every program: a search for the call's number among ranges with one answer.
 //!
-//! It answers what needs no look at arguments, which is nearly everything: libseccomp's own
-//! program, with an instruction or two for each call, is ten times as long, and the kernel checks,
-//! translates and tries out every instruction at each start of a container. It knows calls newer
-//! than the installed libseccomp, and it tells a number nobody decided about from a refused one.
+//! It answers what needs no look at arguments, or at the lower half of one of them, which is nearly
+//! everything: libseccomp's own program, with an instruction or two for each call, is ten times as
+//! long, and the kernel checks, translates and tries out every instruction at each start of a
+//! container. It knows calls newer than the installed libseccomp, and it tells a number nobody
+//! decided about from a refused one.
 
-use crate::filter::{ENOSYS, Filter, Known};
+use crate::assembler::{Assembler, Instruction, JUMP_EQUAL, Verdict};
+use crate::filter::{Condition, ENOSYS, Filter, Known, Rule, permits};
 use crate::machine::{X32_BIT, audit};
-use libseccomp::{ScmpAction, ScmpArch, ScmpSyscall};
+use libseccomp::{ScmpAction, ScmpArch, ScmpCompareOp, ScmpSyscall};
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
-
-/// One `struct sock_filter` of linux/filter.h.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Instruction {
-    pub(crate) code: u16,
-    pub(crate) jt: u8,
-    pub(crate) jf: u8,
-    pub(crate) k: u32,
-}
-
-// The operations in use, of linux/bpf_common.h.
-pub(crate) const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-pub(crate) const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
-pub(crate) const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-pub(crate) const JUMP_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
-pub(crate) const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
+/// The lower halves of the arguments: both machines have the little end first.
+const ARGUMENTS: u32 = 16;
 
 // SECCOMP_RET_* of linux/seccomp.h.
+const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
 
 /// Calls that libseccomp releases still in use do not know. Since Linux 5.1 a new call has the
@@ -61,21 +50,63 @@ const NEWER: &[(&str, u32)] = &[
 /// The numbers of ARM's own calls start here, far above the table.
 const ARM_PRIVATE: u32 = 0x000f_0000;
 
-/// On 32-bit x86 libseccomp gives these calls negative names of its own, since each has two
-/// numbers: one behind socketcall(2) or ipc(2) and a direct one in these ranges.
-const DOUBLED: [(RangeInclusive<i32>, Range<u32>); 2] =
-    [(-199..=-100, 359..374), (-299..=-200, 393..403)];
+/// Two numbers of 32-bit x86 lead to many calls each, to which libseccomp gives negative names of its own; what
+/// these say about them lies in memory, out of a filter's sight.
+const GATHERED: [(&str, Range<i32>); 2] = [("socketcall", -199..-99), ("ipc", -299..-199)];
+/// Most of them have a direct number besides.
+const DIRECT: &[(&str, u32)] = &[
+    ("recvmmsg", 337),
+    ("sendmmsg", 345),
+    ("socket", 359),
+    ("socketpair", 360),
+    ("bind", 361),
+    ("connect", 362),
+    ("listen", 363),
+    ("accept4", 364),
+    ("getsockopt", 365),
+    ("setsockopt", 366),
+    ("getsockname", 367),
+    ("getpeername", 368),
+    ("sendto", 369),
+    ("sendmsg", 370),
+    ("recvfrom", 371),
+    ("recvmsg", 372),
+    ("shutdown", 373),
+    ("semget", 393),
+    ("semctl", 394),
+    ("shmget", 395),
+    ("shmctl", 396),
+    ("shmat", 397),
+    ("shmdt", 398),
+    ("msgget", 399),
+    ("msgsnd", 400),
+    ("msgrcv", 401),
+    ("msgctl", 402),
+];
 
-/// The first numbers. libseccomp must know what was decided about them when it adds the others.
-const DOUBLES: [&str; 2] = ["socketcall", "ipc"];
-
-/// What happens to the numbers from one start to the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// The program behind the gate decides.
-    Pass,
-    Return(u32),
+/// What the gate says to a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The kernel's `SECCOMP_RET_*`.
+    Always(u32),
+    ByArgument(Look),
 }
+
+/// A look at the lower half of one argument. Where no case holds, the filter's default does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Look {
+    argument: u32,
+    cases: Vec<Case>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Case {
+    mask: u32,
+    value: u32,
+    answer: u32,
+}
+
+pub(crate) type Settled<'a> = BTreeMap<&'a str, Answer>;
 
 const UNKNOWN: Verdict = Verdict::Return(RET_ERRNO | ENOSYS);
 
@@ -91,31 +122,88 @@ pub(crate) fn named(name: &str) -> Option<ScmpSyscall> {
     ScmpSyscall::from_name(name).ok()
 }
 
-/// The calls that the gate answers alone, with the kernel's `SECCOMP_RET_*`. The others have
-/// conditions, contradict themselves (for libseccomp to complain about), or have a second way in
-/// on 32-bit x86 whose arguments must be looked at.
-pub(crate) fn settled(filter: &Filter) -> BTreeMap<&str, u32> {
-    let mut answers: BTreeMap<&str, Option<u32>> = BTreeMap::new();
+/// The calls that the gate answers alone. The others have other conditions, contradict themselves (for libseccomp to
+/// complain about), or have a second way in on 32-bit x86 that is not open to all.
+pub(crate) fn settled(filter: &Filter) -> Settled<'_> {
+    let mut rules: BTreeMap<&str, Vec<&Rule>> = BTreeMap::new();
     for rule in &filter.rules {
-        let answer = Some(ret(rule.action)).filter(|_| rule.conditions.is_empty());
-        let before = answers.entry(&rule.name).or_insert(answer);
-        if *before != answer {
-            *before = None;
-        }
+        rules.entry(&rule.name).or_default().push(rule);
     }
-    let doubled = |name: &str| {
-        filter.arches.contains(&ScmpArch::X86)
-            && (DOUBLES.contains(&name) || raw(name, ScmpArch::X86).is_some_and(is_doubled))
+    let open: Vec<&str> = GATHERED
+        .iter()
+        .map(|(by, _)| *by)
+        .filter(|by| rules.get(by).and_then(|all| always(all)) == Some(RET_ALLOW))
+        .filter(|_| !permits(filter.default)) // libseccomp passes over what happens anyway
+        .collect();
+    let has_x86 = filter.arches.contains(&ScmpArch::X86);
+    let is_open = |name: &str| match gathered_by(name) {
+        Some(by) if has_x86 => open.contains(&by),
+        _ => true,
     };
-    answers
+    rules
         .into_iter()
-        .filter_map(|(name, answer)| answer.map(|answer| (name, answer)))
-        .filter(|(name, _)| !doubled(name) && (named(name).is_some() || newer(name).is_some()))
+        .filter(|(name, _)| is_open(name) && (named(name).is_some() || newer(name).is_some()))
+        .filter_map(|(name, rules)| {
+            let answer = always(&rules).map(Answer::Always);
+            Some((name, answer.or_else(|| look(&rules).map(Answer::ByArgument))?))
+        })
         .collect()
 }
 
+/// Whether many calls of 32-bit x86 are made by its number.
+pub(crate) fn gathers(name: &str) -> bool {
+    GATHERED.iter().any(|(by, _)| *by == name)
+}
+
+/// By which number of 32-bit x86 a call is made as well; the number by itself.
+fn gathered_by(name: &str) -> Option<&'static str> {
+    let number = raw(name, ScmpArch::X86).unwrap_or_default();
+    let found = GATHERED.iter().find(|(by, names)| *by == name || names.contains(&number));
+    found.map(|(by, _)| *by)
+}
+
+fn always(rules: &[&Rule]) -> Option<u32> {
+    let first = ret(rules.first()?.action);
+    let alike = |rule: &&Rule| rule.conditions.is_empty() && ret(rule.action) == first;
+    rules.iter().all(alike).then_some(first)
+}
+
+fn look(rules: &[&Rule]) -> Option<Look> {
+    let cases: Vec<(u32, Case)> = rules.iter().map(|rule| case(rule)).collect::<Option<_>>()?;
+    let argument = cases.first()?.0;
+    let one_argument = cases.iter().all(|(of, _)| *of == argument);
+    let mut cases: Vec<Case> = cases.into_iter().map(|(_, case)| case).collect();
+    cases.sort_unstable_by_key(|case| case.value);
+    // Of two that hold at once, libseccomp decides which comes first.
+    let one_answer = cases.windows(2).all(|two| two[0].answer == two[1].answer);
+    let apart = is_exact(&cases) && cases.windows(2).all(|two| two[0].value != two[1].value);
+    (one_argument && (one_answer || apart)).then_some(Look { argument, cases })
+}
+
+fn case(rule: &Rule) -> Option<(u32, Case)> {
+    let [Condition { argument, op: ScmpCompareOp::MaskedEqual(mask), datum }] = rule.conditions[..]
+    else {
+        return None;
+    };
+    let (mask, value) = (u32::try_from(mask).ok()?, u32::try_from(datum).ok()?);
+    (value & !mask == 0).then_some((argument, Case { mask, value, answer: ret(rule.action) }))
+}
+
+fn is_exact(cases: &[Case]) -> bool {
+    cases.iter().all(|case| case.mask == u32::MAX)
+}
+
 /// The instructions to put before the compiled filter. They end by falling through to it.
-pub(crate) fn gate(filter: &Filter, settled: &BTreeMap<&str, u32>) -> Vec<Instruction> {
+pub(crate) fn gate(filter: &Filter, settled: &Settled<'_>) -> Vec<Instruction> {
+    let mut program = Assembler::default();
+    let default = Verdict::Return(ret(filter.default));
+    let verdicts: BTreeMap<&str, Verdict> = settled
+        .iter()
+        .map(|(name, answer)| match answer {
+            Answer::Always(ret) => (*name, Verdict::Return(*ret)),
+            Answer::ByArgument(look) => (*name, write_look(&mut program, look, default)),
+        })
+        .collect();
     // x86_64 and x32 are told apart by the number only, so they share one run of segments.
     let mut tables: Vec<(u32, Segments)> = Vec::new();
     for arch in &filter.arches {
@@ -126,20 +214,46 @@ pub(crate) fn gate(filter: &Filter, settled: &BTreeMap<&str, u32>) -> Vec<Instru
             tables.push((audit, Segments::from([(0, nothing)])));
             tables.len() - 1
         });
-        decide(&mut tables[at].1, filter, settled, *arch);
+        decide(&mut tables[at].1, filter, &verdicts, *arch);
     }
-    let mut code = vec![load(ARCH)];
-    for (audit, segments) in &tables {
-        let block = block(segments);
-        code.push(Instruction { code: JUMP_EQUAL, jt: 1, jf: 0, k: *audit });
-        code.push(jump(block.len()));
-        code.extend(block);
+    let mut next = program.verdict(Verdict::Pass);
+    for (audit, segments) in tables.iter().rev() {
+        let found = program.search(&merged(segments));
+        let table = program.load(NUMBER, found);
+        next = program.condition(JUMP_EQUAL, *audit, table, next);
     }
-    code
+    program.load(ARCH, next);
+    program.finish()
+}
+
+fn write_look(program: &mut Assembler, look: &Look, default: Verdict) -> Verdict {
+    let offset = ARGUMENTS + 8 * look.argument;
+    let start = if is_exact(&look.cases) {
+        let mut segments = Segments::from([(0, default)]);
+        for case in &look.cases {
+            set(&mut segments, case.value..=case.value, Verdict::Return(case.answer));
+        }
+        let found = program.search(&merged(&segments));
+        program.load(offset, found)
+    } else {
+        let other = program.verdict(default);
+        look.cases.iter().rev().fold(other, |other, case| {
+            let holds = program.verdict(Verdict::Return(case.answer));
+            let compare = program.condition(JUMP_EQUAL, case.value, holds, other);
+            let masked = program.and(case.mask, compare);
+            program.load(offset, masked)
+        })
+    };
+    program.keep(start)
 }
 
 /// Enters one table's numbers.
-fn decide(segments: &mut Segments, filter: &Filter, settled: &BTreeMap<&str, u32>, arch: ScmpArch) {
+fn decide(
+    segments: &mut Segments,
+    filter: &Filter,
+    settled: &BTreeMap<&str, Verdict>,
+    arch: ScmpArch,
+) {
     let bit = if arch == ScmpArch::X32 { X32_BIT } else { 0 };
     let besides: Vec<&str> = match &filter.known {
         Known::Listed(names) => names.clone(),
@@ -147,140 +261,58 @@ fn decide(segments: &mut Segments, filter: &Filter, settled: &BTreeMap<&str, u32
         Known::Everything => Vec::new(),
     };
     let rules = filter.rules.iter().map(|rule| rule.name.as_str());
-    let decided = rules.chain(besides).flat_map(|name| numbers(name, arch));
+    let decided = rules.chain(besides).filter_map(|name| number(name, arch));
     match &filter.known {
         Known::Everything => {}
-        Known::Listed(_) => decided.for_each(|range| set(segments, range, Verdict::Pass)),
+        Known::Listed(_) => decided.for_each(|at| set(segments, at..=at, Verdict::Pass)),
         Known::UpToNewest(_) => {
             let (private, usual): (Vec<_>, Vec<_>) =
-                decided.partition(|range| range.start & !X32_BIT >= ARM_PRIVATE);
-            private.into_iter().for_each(|range| set(segments, range, Verdict::Pass));
-            if let Some(end) = usual.iter().map(|range| range.end).max() {
-                set(segments, bit..end, Verdict::Pass);
+                decided.partition(|number| number & !X32_BIT >= ARM_PRIVATE);
+            private.into_iter().for_each(|at| set(segments, at..=at, Verdict::Pass));
+            if let Some(newest) = usual.into_iter().max() {
+                set(segments, bit..=newest, Verdict::Pass);
             }
         }
     }
-    for (name, answer) in settled {
-        for range in numbers(name, arch) {
-            set(segments, range, Verdict::Return(*answer));
+    for (name, verdict) in settled {
+        if let Some(at) = number(name, arch) {
+            set(segments, at..=at, *verdict);
         }
     }
 }
 
-/// Every number under which a call of that name can be made in a table.
-fn numbers(name: &str, arch: ScmpArch) -> Vec<Range<u32>> {
-    let Some(direct) = raw(name, arch) else {
+/// The number of a call in a table.
+fn number(name: &str, arch: ScmpArch) -> Option<u32> {
+    let Some(number) = raw(name, arch) else {
         let bit = if arch == ScmpArch::X32 { X32_BIT } else { 0 };
-        let newer = newer(name).map(|number| bit | number);
-        return newer.map(|number| number..number + 1).into_iter().collect();
+        return newer(name).map(|number| bit | number);
     };
-    if let Ok(number) = u32::try_from(direct) {
-        return std::iter::once(number..number + 1).collect();
-    }
-    let doubled = DOUBLED.iter().find(|(names, _)| names.contains(&direct));
-    doubled
-        .filter(|_| arch == ScmpArch::X86)
-        .map(|(_, numbers)| numbers.clone())
-        .into_iter()
-        .collect()
+    let direct = || DIRECT.iter().find(|(one, _)| arch == ScmpArch::X86 && *one == name);
+    u32::try_from(number).ok().or_else(|| direct().map(|(_, number)| *number))
 }
 
 fn raw(name: &str, arch: ScmpArch) -> Option<i32> {
     ScmpSyscall::from_name_by_arch(name, arch).map(ScmpSyscall::as_raw_syscall).ok()
 }
 
-fn is_doubled(raw: i32) -> bool {
-    DOUBLED.iter().any(|(names, _)| names.contains(&raw))
-}
-
 /// Writes one range over whatever was there.
-fn set(segments: &mut Segments, range: Range<u32>, verdict: Verdict) {
-    let after = segments.range(..=range.end).next_back().map_or(Verdict::Pass, |(_, v)| *v);
-    let inside: Vec<u32> = segments.range(range.clone()).map(|(start, _)| *start).collect();
-    for start in inside {
-        segments.remove(&start);
-    }
-    segments.insert(range.start, verdict);
-    segments.insert(range.end, after);
+fn set(segments: &mut Segments, range: RangeInclusive<u32>, verdict: Verdict) {
+    let next = range.end().checked_add(1);
+    let after = next.and_then(|next| Some((next, *segments.range(..=next).next_back()?.1)));
+    segments.retain(|start, _| !range.contains(start));
+    segments.insert(*range.start(), verdict);
+    segments.extend(after);
 }
 
-/// A binary search over one table's segments. Ends behind its last instruction for
-/// [`Verdict::Pass`].
-fn block(segments: &Segments) -> Vec<Instruction> {
+/// Without the starts at which nothing changes.
+fn merged(segments: &Segments) -> Vec<(u32, Verdict)> {
     let mut merged: Vec<(u32, Verdict)> = Vec::new();
     for (start, verdict) in segments {
         if merged.last().is_none_or(|(_, before)| before != verdict) {
             merged.push((*start, *verdict));
         }
     }
-    let mut search = Search::default();
-    search.among(&merged);
-    search.backwards.push(load(NUMBER));
-    search.backwards.reverse();
-    search.backwards
-}
-
-/// Written from the end, so that the targets of a jump are there before it and answers are shared.
-#[derive(Default)]
-struct Search {
-    backwards: Vec<Instruction>,
-    answers: Vec<(usize, Verdict)>,
-}
-
-impl Search {
-    /// Returns the place, counted from the end, at which the search among these begins.
-    fn among(&mut self, segments: &[(u32, Verdict)]) -> usize {
-        let [(_, verdict)] = segments else {
-            let (low, high) = segments.split_at(segments.len() / 2);
-            let (above, below) = (self.among(high), self.among(low));
-            // The second target first: bringing it near may move the first out of reach, and
-            // the second stays within the two instructions kept in hand.
-            let below = self.near(below);
-            let above = self.near(above);
-            let at = self.backwards.len();
-            let distance = |target: usize| (at - 1 - target) as u8;
-            let (jt, jf) = (distance(above), distance(below));
-            self.push(Instruction { code: JUMP_AT_LEAST, jt, jf, k: high[0].0 });
-            return at;
-        };
-        let known = self.answers.iter().rev().find(|(_, answered)| answered == verdict);
-        known.map(|(at, _)| *at).unwrap_or_else(|| self.answer(*verdict))
-    }
-
-    /// A place within a condition's reach that leads to the target.
-    fn near(&mut self, target: usize) -> usize {
-        const REACH: usize = 253; // 255, less what `among` adds before it jumps
-        let distance = self.backwards.len() - target;
-        if distance <= REACH {
-            return target;
-        }
-        match self.answers.iter().find(|(at, _)| *at == target) {
-            Some((_, verdict)) => self.answer(*verdict),
-            None => self.push(jump(distance - 1)),
-        }
-    }
-
-    fn answer(&mut self, verdict: Verdict) -> usize {
-        let at = self.push(match verdict {
-            Verdict::Pass => jump(self.backwards.len()),
-            Verdict::Return(k) => Instruction { code: RETURN, jt: 0, jf: 0, k },
-        });
-        self.answers.push((at, verdict));
-        at
-    }
-
-    fn push(&mut self, instruction: Instruction) -> usize {
-        self.backwards.push(instruction);
-        self.backwards.len() - 1
-    }
-}
-
-fn jump(over: usize) -> Instruction {
-    Instruction { code: JUMP, jt: 0, jf: 0, k: over as u32 }
-}
-
-fn load(k: u32) -> Instruction {
-    Instruction { code: LOAD, jt: 0, jf: 0, k }
+    merged
 }
 
 /// The action as the kernel's `SECCOMP_RET_*`.
@@ -292,7 +324,7 @@ fn ret(action: ScmpAction) -> u32 {
         ScmpAction::Errno(errno) => RET_ERRNO | (errno as u32 & 0xffff),
         ScmpAction::Trace(data) => 0x7ff0_0000 | u32::from(data),
         ScmpAction::Log => 0x7ffc_0000,
-        ScmpAction::Allow => 0x7fff_0000,
+        ScmpAction::Allow => RET_ALLOW,
         // KillThread, and whatever a later libseccomp adds.
         _ => 0,
     }

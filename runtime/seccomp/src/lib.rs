@@ -5,13 +5,14 @@
 //! kept under the hash of what it was made from, and a container's start costs one look-up.
 //!
 //! ```text
-//! RuntimeDefault ─── default.rs ─┐            ┌─ gate.rs: calls with one answer ──────┐
+//! RuntimeDefault ─── default.rs ─┐            ┌─ gate.rs: calls with simple answers ──┐
 //! Localhost file ─── file.rs ────┼─► Filter ──┤                                       ├─► Program
 //! OCI linux.seccomp  spec.rs ────┘            └─ libseccomp: rules about arguments ───┘
 //! ```
 //!
 //! Everything left of the program is a pure decision; the cache (`store.rs`) is the only effect.
 
+mod assembler;
 mod compile;
 mod default;
 mod document;

@@ -1,6 +1,6 @@
 //! A machine for BPF programs, so that tests can ask about any system call of any machine.
 
-use crate::gate::{JUMP, JUMP_AT_LEAST, JUMP_EQUAL, LOAD, RETURN};
+use crate::assembler::{AND, JUMP, JUMP_AT_LEAST, JUMP_EQUAL, LOAD, RETURN};
 
 /// `struct seccomp_data` without the instruction pointer.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,6 @@ impl Call {
 pub(crate) fn run(code: &[u8], call: Call) -> u32 {
     const JUMP_GREATER: u16 = 0x25;
     const JUMP_SET: u16 = 0x45;
-    const AND: u16 = 0x54;
     let mut accumulator = 0u32;
     let mut at = 0;
     loop {

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Part of every key: raise it when the same filter is to give another program.
-const REVISION: &str = "1";
+const REVISION: &str = "2";
 /// A node sees a handful of profiles times a few sets of capabilities. Beyond this the memory
 /// starts anew, which costs one comparison with the file for each.
 const MOST_REMEMBERED: usize = 1024;
