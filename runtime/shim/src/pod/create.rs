@@ -223,6 +223,9 @@ impl Pod {
     /// A creator has ended: what it and its init have said is read, and what init will say is waited for.
     pub(super) fn creator_ended(&mut self, key: u32) {
         self.report(key);
+        let Some(member) = self.members.get_mut(&key) else { return };
+        // The pod's own limit counts the others of the pod, too: only what is added from here on matters.
+        member.memory_hits = self.node.memory_hits_above(&member.cgroup);
         let Some(report) = self.members.get(&key).and_then(|m| m.report.as_ref()) else { return };
         if self.watch(report.as_fd(), Token::Report(key)).is_err() {
             self.report_closed(key); // as if init had died: it is ended
@@ -270,8 +273,6 @@ impl Pod {
             let created = Created { pid: member.pid, start_ticks: member.start_ticks };
             self.links.answer(caller, Reply::Created(created));
         }
-        // The pod's own limit counts the others of the pod, too: only what is added meanwhile matters.
-        member.memory_hits = self.node.memory_hits_above(&member.cgroup);
         if sandbox {
             return;
         }
