@@ -1,6 +1,7 @@
 //! Ids of sandboxes and containers: 64 hex digits, made here or parsed, never free strings.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,22 +10,23 @@ const ID_BYTES: usize = 32;
 
 /// The id of a sandbox or of a container.
 ///
-/// Both are drawn from one space: cgroup leaves and log messages name either.
+/// Both are drawn from one space: cgroup leaves and log messages name either. Shared, because each change of the world
+/// copies a map of all of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub(crate) struct Id(String);
+pub(crate) struct Id(Arc<str>);
 
 impl Id {
     /// A new random id.
     pub(crate) fn random() -> std::io::Result<Self> {
         let mut bytes = [0; ID_BYTES];
         getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
-        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()))
     }
 
     /// Accepts what `random` makes; anything else is not an id of ours.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        (text.len() == 2 * ID_BYTES && hex).then(|| Self(text.to_owned()))
+        (text.len() == 2 * ID_BYTES && hex).then(|| Self(text.into()))
     }
 
     pub(crate) fn as_str(&self) -> &str {
