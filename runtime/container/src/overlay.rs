@@ -1,6 +1,6 @@
 //! The root file system: an overlay (or a plain directory) as a detached mount, made with the host's credentials.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -31,13 +31,7 @@ pub(crate) fn overlay(
     label: Option<&str>,
 ) -> Result<OwnedFd, Error> {
     let Some(users) = users else { return stack(layers, label) };
-    let mut trees = Vec::new();
-    for lower in &layers.lowers {
-        let tree = plain(lower)?;
-        let stage = format!("{STAGE}: layer {}", lower.display());
-        map_ids(&tree, users.fd.as_fd(), false, &stage)?;
-        trees.push(tree);
-    }
+    let mut trees = mapped(layers, users)?;
     if let Some(Upper { upper, .. }) = &layers.upper {
         let [uid, gid] = users.root();
         std::os::unix::fs::chown(upper, Some(uid), Some(gid))
@@ -46,7 +40,27 @@ pub(crate) fn overlay(
     if trees.len() == 1 && layers.upper.is_none() {
         return trees.pop().ok_or_else(|| Error::new(STAGE, "an image without layers"));
     }
+    let mut floating = layers.clone();
+    for (lower, tree) in floating.lowers.iter_mut().zip(&trees) {
+        *lower = format!("/proc/self/fd/{}", tree.as_raw_fd()).into();
+    }
     // Kernels before 6.15 do not stack layers that are attached nowhere.
+    assemble(&floating, label).or_else(|_| attached(layers, &trees, label))
+}
+
+/// The lower layers, id-mapped.
+fn mapped(layers: &Layers, users: &Users) -> Result<Vec<OwnedFd>, Error> {
+    let tree = |lower: &PathBuf| {
+        let tree = plain(lower)?;
+        let stage = format!("{STAGE}: layer {}", lower.display());
+        map_ids(&tree, users.fd.as_fd(), false, &stage)?;
+        Ok(tree)
+    };
+    layers.lowers.iter().map(tree).collect()
+}
+
+/// The overlay of these trees, each attached to a place in a copy of the host's mounts.
+fn attached(layers: &Layers, trees: &[OwnedFd], label: Option<&str>) -> Result<OwnedFd, Error> {
     elsewhere::alone(STAGE, || {
         let holder = tmpfs(STAGE, &[("mode", "755")], None, MountAttrFlags::empty())?;
         let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -54,7 +68,7 @@ pub(crate) fn overlay(
             rustix::fs::open(HOLDER, open, Mode::empty()).at(STAGE, format!("open {HOLDER}"))?;
         move_onto(&holder, &place).at(STAGE, "attach the layers' holder")?;
         let mut mapped = layers.clone();
-        for (n, (lower, tree)) in mapped.lowers.iter_mut().zip(&trees).enumerate() {
+        for (n, (lower, tree)) in mapped.lowers.iter_mut().zip(trees).enumerate() {
             let name = n.to_string();
             let at = || format!("attach layer {}", lower.display());
             rustix::fs::mkdirat(&holder, &name, Mode::from_raw_mode(0o755)).at(STAGE, at())?;
@@ -199,6 +213,44 @@ mod tests {
             std::fs::write(root.join("new"), "").expect("write");
             assert!(upper.upper.join("new").exists());
             assert_eq!(here(), before);
+        }
+    }
+
+    #[test]
+    fn id_mapped_layers_are_stacked_alike_with_and_without_a_place() {
+        use crate::spec::IdMapping;
+        use std::os::unix::fs::MetadataExt;
+
+        if !rustix::process::geteuid().is_root() {
+            let why = "SKIPPED: needs root to mount";
+            assert!(std::env::var_os("E2E_REQUIRE_ROOT").is_none(), "{why}");
+            eprintln!("{why}");
+            return;
+        }
+        let dir = tempfile::tempdir_in("/dev/shm").expect("tempdir");
+        let sub = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir(&path).expect("mkdir");
+            path
+        };
+        let lowers: Vec<_> = (0..3).map(|n| sub(&format!("lower{n}"))).collect();
+        lowers.iter().for_each(|lower| std::fs::write(lower.join("who"), "").expect("write"));
+        let ids = vec![IdMapping { container_id: 0, host_id: 100_000, size: 65_536 }];
+        let mappings = crate::plan::Mappings { uid: ids.clone(), gid: ids };
+        let users = Users { fd: crate::users::pin(&mappings).expect("pin"), mappings };
+        for way in ["new", "old"] {
+            let upper =
+                Upper { upper: sub(&format!("upper-{way}")), work: sub(&format!("work-{way}")) };
+            let layers = Layers { lowers: lowers.clone(), upper: Some(upper), volatile: false };
+            let trees = mapped(&layers, &users).expect("mapped");
+            let tree = match way {
+                "new" => overlay(&layers, Some(&users), None),
+                _ => attached(&layers, &trees, None),
+            };
+            let tree = tree.expect("an overlay");
+            let root = format!("/proc/self/fd/{}", tree.as_raw_fd());
+            let owner = std::fs::metadata(Path::new(&root).join("who")).expect("who").uid();
+            assert_eq!(owner, 100_000, "{way}");
         }
     }
 }
