@@ -11,7 +11,6 @@ use crate::plan::{Namespace, Plan};
 use crate::sources::{self, Sources, View};
 use crate::sys::process::{CloneArgs, NEW_LISTENER, clone};
 use crate::users::Users;
-use crate::whole::Whole;
 use crate::{channel, init, process, rdt};
 
 pub use crate::overlay::Upper;
@@ -170,14 +169,14 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     }
     // Last: from here on this process has no power over the host's objects but those it has opened.
     if let Some(users) = &users {
-        if let View::Bare(bare) = &sources.view {
+        if let View::BareOfUsers(bare, whole) = &sources.view {
             init::join(Namespace::Mount, bare)?;
-            sources.whole.iter().try_for_each(Whole::show)?;
+            whole.show()?;
         }
         init::join(Namespace::User, &users.fd)?;
     }
     let mut by_init = Namespace::Cgroup as u64 | Namespace::Time as u64 | Namespace::User as u64;
-    if matches!(sources.view, View::Bare(_)) && users.is_none() {
+    if matches!(sources.view, View::Bare(_)) {
         by_init |= Namespace::Mount as u64;
     }
     let namespaces = c.plan.namespaces.new & !by_init;

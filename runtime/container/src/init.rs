@@ -64,7 +64,7 @@ fn build_and_become(
         process::own_keyring()?;
     }
 
-    let (root, jail) = attach_root(c, sources, place, own_users)?;
+    let (root, jail) = attach_root(c, sources, place)?;
     let mut unfinished = Unfinished::default();
     if let Rootfs::Empty { shm_size } = c.rootfs {
         mounts::shared_memory(&root, shm_size, plan.mount_label.as_deref())?;
@@ -229,7 +229,7 @@ fn sysctls(plan: &Plan) -> Result<(), Error> {
 
 /// Where the root will hang, in this namespace only; nowhere yet where the bundle is not to be seen.
 fn place_of_root(c: &Creation<'_>, view: &View) -> Result<Option<OwnedFd>, Error> {
-    if matches!(view, View::Joined(_) | View::Bare(_)) {
+    if !matches!(view, View::Own | View::Shared) {
         return Ok(None);
     }
     let at = match &c.rootfs {
@@ -250,12 +250,10 @@ fn attach_root(
     c: &Creation<'_>,
     sources: &Sources,
     place: Option<OwnedFd>,
-    own_users: bool,
 ) -> Result<(Root, Jail), Error> {
     match &sources.view {
-        View::Own | View::Shared => {}
+        View::Own | View::Shared | View::BareOfUsers(..) => {} // it was born there
         View::Joined(namespace) => join(Namespace::Mount, namespace)?,
-        View::Bare(_) if own_users => {} // it was born there
         View::Bare(namespace) => {
             join(Namespace::Mount, namespace)?;
             unshare(Namespace::Mount as u64).at("copy the mounts to start from", "unshare")?;
@@ -267,7 +265,7 @@ fn attach_root(
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
             .at("detach from the host's mounts", "make / a slave")?;
     }
-    let jail = Jail::of(&sources.view, own_users, c.extras.no_pivot)?;
+    let jail = Jail::of(&sources.view, c.extras.no_pivot)?;
     mounts::move_onto(&sources.root, &place)
         .at(MOUNT_ROOT, format!("attach to {}", c.bundle.display()))?;
     // The descriptor of the detached mount is the root of the attached one.

@@ -30,12 +30,11 @@ pub(crate) enum Jail {
 }
 
 impl Jail {
-    pub(crate) fn of(view: &View, own_users: bool, no_pivot: bool) -> Result<Self, Error> {
+    pub(crate) fn of(view: &View, no_pivot: bool) -> Result<Self, Error> {
         match (view, no_pivot) {
             (View::Own, true) => bare_mounts().map(Self::Move),
-            (View::Own | View::Joined(_), false) => Ok(Self::Pivot),
-            // A user namespace has seen a whole proc there.
-            (View::Bare(_), false) if own_users => Ok(Self::Pivot),
+            // No whole proc may stay below the root: see `Whole`.
+            (View::Own | View::Joined(_) | View::BareOfUsers(..), false) => Ok(Self::Pivot),
             (View::Bare(_) | View::Shared, false) => Ok(Self::Chroot),
             (_, true) => Err(Error::new(
                 STAGE,

@@ -27,8 +27,6 @@ pub(crate) struct Sources {
     /// Joined by the creator, all but those of users and mounts.
     pub(crate) joins: Vec<(Namespace, OwnedFd)>,
     pub(crate) view: View,
-    /// What a user namespace must see in a bare view.
-    pub(crate) whole: Option<Whole>,
     /// Id-maps what init may not.
     pub(crate) mapper: Option<Mapper>,
     /// One per node of `dev::nodes`: the host's, where init may not make it.
@@ -43,8 +41,10 @@ pub(crate) enum View {
     /// A copy of the host's, that it is taken out of.
     Own,
     /// A copy of those of a namespace with nothing in it, however many the host has. Init makes it when it needs the
-    /// host's files no more, or is born in it where a user namespace keeps it from going there.
+    /// host's files no more.
     Bare(OwnedFd),
+    /// The same for init in a user namespace, which keeps it from going there: it is born in it, and sees these.
+    BareOfUsers(OwnedFd, Whole),
     /// Those of a namespace that is there: joined by init when it needs the host's files no more.
     Joined(OwnedFd),
     /// The caller's: its mounts show there until they are unmounted.
@@ -79,7 +79,10 @@ pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Source
     let bare = c.bare.map(|fd| fd.try_clone_to_owned()).transpose();
     let bare = bare.at("join namespaces", "duplicate the mount namespace")?;
     let mut view = match (c.plan.namespaces.makes(Namespace::Mount), bare) {
-        (true, Some(bare)) if !needs_the_hosts(c.plan) => View::Bare(bare),
+        (true, Some(bare)) if !needs_the_hosts(c.plan) => match users {
+            None => View::Bare(bare),
+            Some(_) => View::BareOfUsers(bare, Whole::of_host()?),
+        },
         (true, _) => View::Own,
         (false, _) => View::Shared,
     };
@@ -114,11 +117,9 @@ pub(crate) fn open_all(c: &Creation<'_>, users: Option<&Users>) -> Result<Source
             .map(|node| from_host(node).then(|| host_device(node)).transpose())
             .collect::<Result<_, _>>()?,
     };
-    let in_bare = matches!(view, View::Bare(_)) && users.is_some();
-    let whole = in_bare.then(Whole::of_host).transpose()?;
     let null = (!c.plan.masked.is_empty()).then(mask::null_device).transpose()?;
     let mapper = Mapper::new(c.plan)?;
-    Ok(Sources { root, mounts, joins, view, whole, mapper, devices, null })
+    Ok(Sources { root, mounts, joins, view, mapper, devices, null })
 }
 
 /// Whether init must see the host's files while it builds the root: labels are written to /proc, and hooks look at
