@@ -5,7 +5,7 @@ use crate::default;
 use crate::filter::{Condition, ENOSYS, EPERM, Known};
 use crate::machine::audit;
 use crate::simulate::{ALLOW, Call, errno, run};
-use libseccomp::{ScmpAction, ScmpCompareOp, ScmpSyscall};
+use libseccomp::{ScmpAction, ScmpArch, ScmpCompareOp, ScmpSyscall};
 use std::time::Instant;
 
 const X86_64: u32 = 0xc000_003e;
@@ -95,6 +95,81 @@ fn rules_about_one_argument_that_the_gate_must_leave_to_libseccomp() {
         call.args[1] = signal;
         assert_eq!(run(&code, call), expected, "{signal:#x}");
     }
+}
+
+/// Profiles by chance, of calls that are special in one table or another.
+#[test]
+fn whatever_the_gate_takes_over_it_decides_as_libseccomp_would() {
+    const NAMES: [&str; 16] = [
+        "read",
+        "close",
+        "clone",
+        "socket",
+        "socket",
+        "bind",
+        "accept",
+        "recvmmsg",
+        "socketcall",
+        "socketcall",
+        "ipc",
+        "semget",
+        "semop",
+        "personality",
+        "kill",
+        "mkdir",
+    ];
+    const ERRNO: fn(i32) -> ScmpAction = ScmpAction::Errno;
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let mut below = |n: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % n as u64) as usize
+    };
+    let actions = [ScmpAction::Allow, ScmpAction::Allow, ERRNO(2), ERRNO(3), ScmpAction::Log];
+    let defaults = [REFUSE, REFUSE, ScmpAction::Allow, ScmpAction::KillProcess, ERRNO(38)];
+    let (mut compared, mut taken_over) = (0, 0);
+    for _ in 0..400 {
+        let mut rules = Vec::new();
+        for _ in 0..=below(8) {
+            let (name, action) = (NAMES[below(NAMES.len())], actions[below(actions.len())]);
+            let (argument, datum) = (below(8) as u32 / 7, below(4) as u64);
+            let mask = [0xffff_ffff, 0xffff_ffff, 1, 3, 1 << 28, u64::MAX][below(6)];
+            rules.push(match below(5) {
+                0 => rule(name, action),
+                1 => {
+                    let op = ScmpCompareOp::GreaterEqual;
+                    let conditions = vec![Condition { argument, op, datum }];
+                    Rule { name: name.into(), action, conditions }
+                }
+                _ => Rule::masked(name, action, argument, mask, datum & mask),
+            });
+        }
+        let mut filter = filter(defaults[below(defaults.len())], rules);
+        filter.arches.truncate(1 + below(3));
+        let settled = gate::settled(&filter);
+        let compiled = |gate| compile_as(&filter, Machine::X86_64, gate, TREE);
+        let (Ok(gate), Ok(tree)) = (compiled(&settled), compiled(&gate::Settled::new())) else {
+            continue; // rules that contradict each other
+        };
+        (compared, taken_over) = (compared + 1, taken_over + settled.len());
+        let named = NAMES.iter().flat_map(|name| {
+            [ScmpArch::X8664, ScmpArch::X86, ScmpArch::X32].map(|arch| {
+                ScmpSyscall::from_name_by_arch(name, arch).map_or(0, |n| n.as_raw_syscall())
+            })
+        });
+        let numbers = named.filter_map(|n| u32::try_from(n).ok()).chain(337..346).chain(359..403);
+        for number in numbers {
+            for (audit, arg) in [X86_64, 0x4000_0003]
+                .into_iter()
+                .flat_map(|audit| [0, 1, 2, 3, 1 << 28, 1 << 40 | 1].map(|arg| (audit, arg)))
+            {
+                let call = Call { args: [arg, arg >> 1, 0, 0, 0, 0], ..Call::new(audit, number) };
+                assert_eq!(run(&gate, call), run(&tree, call), "{call:x?} of {filter:?}");
+            }
+        }
+    }
+    assert!(compared > 200 && taken_over > 200, "{compared} profiles, {taken_over} calls");
 }
 
 /// The number of x32's close is that of the 32-bit table, as a value.
