@@ -9,6 +9,7 @@ mod record;
 mod request;
 mod session;
 mod shims;
+mod spawn;
 mod sweep;
 mod sys;
 

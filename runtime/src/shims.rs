@@ -19,6 +19,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::bare;
 use crate::client::Shim;
 use crate::error::{Error, ErrorKind};
+use crate::spawn::Spawner;
 
 /// From exec to hello; a start takes about two milliseconds on an idle machine.
 const SPAWN: Duration = Duration::from_secs(20);
@@ -43,6 +44,7 @@ impl ShimCgroup {
 pub struct Shims {
     image: Arc<OwnedFd>,
     bare: Option<Arc<OwnedFd>>,
+    spawner: Arc<Spawner>,
     group: ShimCgroup,
     pub(crate) node: Arc<cgroup::Hierarchies>,
 }
@@ -64,11 +66,13 @@ impl Shims {
             cgroup::Hierarchies::detect().map_err(|e| fail(io::Error::other(e.to_string())))?;
         // Read-only from here: a file open for writing cannot be executed.
         let image = File::open(format!("/proc/self/fd/{}", image.as_raw_fd())).map_err(fail)?;
+        let image = Arc::new(OwnedFd::from(image));
+        let spawner = Arc::new(Spawner::new(&image).map_err(fail)?);
         let bare = bare::namespace().inspect_err(|error| {
             tracing::warn!(%error, "no bare mount namespace: each pod and container copies all mounts of the node");
         });
-        let (image, bare) = (Arc::new(image.into()), bare.ok().map(Arc::new));
-        Ok(Self { image, bare, group: cgroup, node: Arc::new(node) })
+        let bare = bare.ok().map(Arc::new);
+        Ok(Self { image, bare, spawner, group: cgroup, node: Arc::new(node) })
     }
 
     /// Starts a detached shim for the pod whose directory is `pod_dir`; returns when it has said hello.
@@ -92,15 +96,19 @@ impl Shims {
     /// The program leaves at once, handing over to its own child, so there is no zombie and no parenthood.
     fn start(&self, id: &str, pod_dir: &Path) -> io::Result<OwnedFd> {
         let (ours, theirs) = protocol::pair()?;
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.image.as_raw_fd()));
-        command
-            .arg0("lapstrake-shim")
-            .arg(id)
-            .arg(self.group.of(id))
-            .env_clear()
-            .current_dir(pod_dir);
-        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
-        let status = command.status()?;
+        let command = || {
+            let mut command = Command::new(format!("/proc/self/fd/{}", self.image.as_raw_fd()));
+            command
+                .arg0("lapstrake-shim")
+                .arg(id)
+                .arg(self.group.of(id))
+                .env_clear()
+                .current_dir(pod_dir)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            command
+        };
+        let status = self.spawner.spawn(command, theirs)?.wait()?;
         if status.success() {
             Ok(ours)
         } else {
