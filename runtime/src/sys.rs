@@ -28,6 +28,6 @@ pub(crate) fn leave_descriptors_above(last: RawFd) -> io::Result<()> {
     // SAFETY: takes numbers only. The other threads keep their table as it is.
     match unsafe { libc::close_range(first, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE as _) } {
         0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+        _ => Err(io::Error::other(format!("close_range: {}", io::Error::last_os_error()))),
     }
 }

@@ -31,8 +31,8 @@ pub struct Creation<'a> {
     pub userns: Option<BorrowedFd<'a>>,
     pub seccomp: Option<&'a Seccomp>,
     pub shm: Option<SharedMemory>,
-    /// A mount namespace with next to nothing in it: where it can, the container starts from a copy of its few mounts,
-    /// not of the host's many.
+    /// A mount namespace with nothing in it: where it can, the container starts from a copy of it, not of the host's many
+    /// mounts.
     pub bare: Option<BorrowedFd<'a>>,
     /// Detached mounts that take the place of the sources of bind mounts, by destination.
     pub trees: &'a [(PathBuf, OwnedFd)],

@@ -179,21 +179,30 @@ mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
 
-    #[test]
-    fn new_and_old_kernels_ways_stack_the_layers_alike() {
-        if !rustix::process::geteuid().is_root() {
+    fn may_mount() -> bool {
+        let root = rustix::process::geteuid().is_root();
+        if !root {
             let why = "SKIPPED: needs root to mount";
             assert!(std::env::var_os("E2E_REQUIRE_ROOT").is_none(), "{why}");
             eprintln!("{why}");
+        }
+        root
+    }
+
+    fn below(dir: &tempfile::TempDir, name: &str) -> PathBuf {
+        let path = dir.path().join(name);
+        std::fs::create_dir(&path).expect("mkdir");
+        path
+    }
+
+    #[test]
+    fn new_and_old_kernels_ways_stack_the_layers_alike() {
+        if !may_mount() {
             return;
         }
         // An overlay cannot be an upper: the scratch directory may be on one, /dev/shm is a tmpfs.
         let dir = tempfile::tempdir_in("/dev/shm").expect("tempdir");
-        let sub = |name: &str| {
-            let path = dir.path().join(name);
-            std::fs::create_dir(&path).expect("mkdir");
-            path
-        };
+        let sub = |name: &str| below(&dir, name);
         let lowers: Vec<_> = (0..100).map(|n| sub(&format!("a,name:of\\length {n}"))).collect();
         for (n, lower) in lowers.iter().enumerate() {
             std::fs::write(lower.join("who"), n.to_string()).expect("write");
@@ -221,19 +230,12 @@ mod tests {
         use crate::spec::IdMapping;
         use std::os::unix::fs::MetadataExt;
 
-        if !rustix::process::geteuid().is_root() {
-            let why = "SKIPPED: needs root to mount";
-            assert!(std::env::var_os("E2E_REQUIRE_ROOT").is_none(), "{why}");
-            eprintln!("{why}");
+        if !may_mount() {
             return;
         }
         // On disk: a tmpfs has id-mapped mounts since Linux 6.3 only.
         let dir = tempfile::tempdir().expect("tempdir");
-        let sub = |name: &str| {
-            let path = dir.path().join(name);
-            std::fs::create_dir(&path).expect("mkdir");
-            path
-        };
+        let sub = |name: &str| below(&dir, name);
         let lowers: Vec<_> = (0..3).map(|n| sub(&format!("lower{n}"))).collect();
         lowers.iter().for_each(|lower| std::fs::write(lower.join("who"), "").expect("write"));
         let ids = vec![IdMapping { container_id: 0, host_id: 100_000, size: 65_536 }];

@@ -57,7 +57,7 @@ pub(crate) enum Role {
 /// Runs in the forked child; its result is the child's exit code.
 pub(crate) fn create(job: Job<'_>) -> i32 {
     let fds = [Some(job.channel), job.netns, job.bare, Some(job.image)].into_iter().flatten();
-    begin(job.stdio, fds.chain(job.trees.iter().map(|(_, tree)| tree.as_fd())));
+    keep_only(job.stdio, fds.chain(job.trees.iter().map(|(_, tree)| tree.as_fd())));
     let channel = job.channel;
     report(channel, try_create(job))
 }
@@ -139,7 +139,7 @@ pub(crate) struct ExecJob<'a> {
 
 /// Runs in the forked child; its result is the child's exit code.
 pub(crate) fn enter(job: &ExecJob<'_>) -> i32 {
-    begin(job.stdio, [job.channel].into_iter());
+    keep_only(job.stdio, [job.channel].into_iter());
     let result = match &job.handler {
         Some(handler) => handler::exec(handler, job),
         None => try_enter(job),
@@ -177,8 +177,7 @@ fn try_enter(job: &ExecJob<'_>) -> Result<(), Error> {
 }
 
 /// The copies of the shim's other descriptors go first: nothing of other containers may reach this one.
-fn begin<'a>(stdio: Stdio<'a>, others: impl Iterator<Item = BorrowedFd<'a>>) {
-    crate::sys::roomy_heap();
+fn keep_only<'a>(stdio: Stdio<'a>, others: impl Iterator<Item = BorrowedFd<'a>>) {
     let mut keep: Vec<_> = others.map(|f| f.as_raw_fd()).chain([0, 1, 2]).collect();
     if let Stdio::Pipes(fds) = stdio {
         keep.extend(fds.map(|f| f.as_raw_fd()));

@@ -19,12 +19,6 @@ pub(crate) fn frugal_heap() {
     }
 }
 
-/// For a process that ends soon: its heap grows by one system call instead of one for each page.
-pub(crate) fn roomy_heap() {
-    // SAFETY: sets a parameter of the allocator; a forked process has one thread.
-    unsafe { libc::mallopt(libc::M_TOP_PAD, 256 * 1024) };
-}
-
 /// Gives freed heap pages back to the kernel.
 pub(crate) fn trim_heap() {
     // SAFETY: has no preconditions.

@@ -118,7 +118,6 @@ fn whatever_the_gate_takes_over_it_decides_as_libseccomp_would() {
         "kill",
         "mkdir",
     ];
-    const ERRNO: fn(i32) -> ScmpAction = ScmpAction::Errno;
     let mut seed = 0x2545_f491_4f6c_dd1d_u64;
     let mut below = |n: usize| {
         seed ^= seed << 13;
@@ -126,8 +125,15 @@ fn whatever_the_gate_takes_over_it_decides_as_libseccomp_would() {
         seed ^= seed << 17;
         (seed % n as u64) as usize
     };
-    let actions = [ScmpAction::Allow, ScmpAction::Allow, ERRNO(2), ERRNO(3), ScmpAction::Log];
-    let defaults = [REFUSE, REFUSE, ScmpAction::Allow, ScmpAction::KillProcess, ERRNO(38)];
+    let actions = [
+        ScmpAction::Allow,
+        ScmpAction::Allow,
+        ScmpAction::Errno(2),
+        ScmpAction::Errno(3),
+        ScmpAction::Log,
+    ];
+    let defaults =
+        [REFUSE, REFUSE, ScmpAction::Allow, ScmpAction::KillProcess, ScmpAction::Errno(38)];
     let (mut compared, mut taken_over) = (0, 0);
     for _ in 0..400 {
         let mut rules = Vec::new();
