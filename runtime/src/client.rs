@@ -33,6 +33,9 @@ const EXEC_SLACK: Duration = Duration::from_secs(5);
 const PROCESS_VERSION: u32 = 3;
 /// The one since which pause and containers can be started from a bare mount namespace.
 const BARE_VERSION: u32 = 6;
+/// The one since which more than `FEW_TREES` mounts by descriptor are taken.
+const MANY_VERSION: u32 = 6;
+const FEW_TREES: usize = 3;
 /// Events kept for a slow listener. One who misses some reads the inventory.
 const EVENTS: usize = 256;
 
@@ -216,6 +219,9 @@ impl Shim {
         };
         if req.init || !req.trees.is_empty() {
             self.speaks(PROCESS_VERSION, &id, stage)?;
+        }
+        if req.trees.len() > FEW_TREES {
+            self.speaks(MANY_VERSION, &id, stage)?;
         }
         let fds: Vec<_> = req.trees.iter().map(|(_, tree)| tree.as_fd()).chain(bare).collect();
         match self.call(Ask::CreateContainer(ask), &fds, (stage, &id), Some(CREATE)).await? {

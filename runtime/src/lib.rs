@@ -18,6 +18,7 @@ pub use client::Shim;
 pub use error::{Error, ErrorKind};
 pub use held::Held;
 pub use holder::Holder;
+pub use protocol::wire::TREES_MAX;
 pub use request::*;
 pub use session::{Attach, Exec, ExecSession, Family, Streams};
 pub use shims::{ShimCgroup, Shims};

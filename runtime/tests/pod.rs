@@ -1,6 +1,7 @@
 //! The kernel ring: real shims, namespaces, groups and processes, driven through the daemon's side of the runtime.
 //! Needs root and a statically linked busybox; says so loudly when it has not got them.
 
+mod creators;
 mod handler;
 mod life;
 mod logs;
@@ -495,7 +496,7 @@ async fn many_execs_leave_the_shim_as_it_was() {
         (of("fd"), of("task"))
     };
     c.exec("true", None).await.expect("exec");
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    creators::until_there_is_none(&node).await;
     let before = measure();
     let below = node.hierarchies().dirs(&node.group("c1")).into_iter().flat_map(|dir| {
         let entries = std::fs::read_dir(dir).expect("a group of a container that runs");

@@ -15,6 +15,12 @@ use crate::sandbox::Sandbox;
 /// The image of each volume, by the volume's path. The kubelet has pulled it before.
 pub(crate) fn resolve(ctx: &Ctx, mounts: &[Mount]) -> Result<BTreeMap<String, String>, Error> {
     let volumes = mounts.iter().filter_map(|mount| Some((mount, mount.image.as_ref()?)));
+    if let Some((mount, _)) = volumes.clone().nth(runtime::TREES_MAX) {
+        return Err(Error::ImageVolume {
+            path: mount.container_path.clone(),
+            problem: format!("a container can have {} image volumes", runtime::TREES_MAX),
+        });
+    }
     volumes
         .map(|(mount, volume)| {
             let names = [&volume.image.image_ref, &volume.image.image];

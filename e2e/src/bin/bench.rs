@@ -236,10 +236,10 @@ impl<'a> Contender<'a> {
         }
         let mut asked = numbers(cri, RESIDENT_PODS).await;
         asked.print();
-        let shims = shims();
-        let total: u64 = shims.iter().map(|it| host::pss_kib(*it)).sum();
         println!("  daemon PSS {} KiB with {RESIDENT_PODS} pods", host::pss_kib(daemon));
         println!("  daemon CPU {:.2} % of a core at rest", cpu_share(daemon).await * 100.0);
+        let shims = shims();
+        let total: u64 = shims.iter().map(|it| host::pss_kib(*it)).sum();
         let each = total / RESIDENT_PODS as u64;
         println!("  shim PSS   {each} KiB per pod ({} processes)\n", shims.len());
         for pod in resident {

@@ -79,6 +79,21 @@ async fn an_image_volume_that_cannot_be_says_so_with_the_kubelets_word() {
     node.finish().await;
 }
 
+#[tokio::test]
+async fn a_container_has_as_many_image_volumes_as_it_asks_for_up_to_a_limit_that_is_told() {
+    let (node, pod) = node_with_data().await;
+    let volumes = |n: usize| (1..=n).map(|i| volume(&format!("/v{i}"), "part")).collect();
+    let id = create(&node, request(&pod, "main", volumes(56))).await.unwrap();
+    let main = e2e::Container::known(&node.cri, &id);
+    main.start().await;
+    assert_eq!(main.shell("cat /v1/kept /v9/kept /v56/kept").await, "keptkeptkept");
+    let status = create(&node, request(&pod, "more", volumes(57))).await.unwrap_err();
+    for word in ["ImageVolumeMountFailed: ", "/v57", "56 image volumes"] {
+        assert!(status.message().contains(word), "{word}: {status}");
+    }
+    node.finish().await;
+}
+
 async fn node_with_data() -> (Node, Pod) {
     let node = Node::with_busybox().await;
     node.import(&data(), DATA).await;

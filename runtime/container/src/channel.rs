@@ -1,12 +1,14 @@
 //! What creator, init and their parent say to each other over one SEQPACKET socket.
 //!
-//! Upwards: `Planned` from the creator, `Init` (its credentials carry its pid, translated by the kernel), then `Ready` or `Failed`, and at exec
-//! the close of the socket, which means success. Downwards: one byte, `TO_START`.
+//! Upwards: `Init` (its credentials carry its pid, translated by the kernel), then `Ready` or `Failed`, and at exec the
+//! close of the socket, which means success. Downwards: one byte, `TO_START`. A creator that is given orders says its
+//! `Word`s over the socket that they come by.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use cgroup::oom::Hits;
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -24,11 +26,6 @@ pub(crate) const REPORT_MAX: usize = 4096;
 /// One message upwards.
 #[derive(Debug)]
 pub enum Report {
-    /// What the creator decided and the parent must know to clean up: said before anything is made.
-    Planned {
-        cgroup: String,
-        own_pids: bool,
-    },
     /// The first word of the new process.
     Init {
         pid: i32,
@@ -37,9 +34,10 @@ pub enum Report {
     External {
         pid: i32,
     },
-    /// Everything is set up; with a terminal, its master end.
+    /// Everything is set up; with a terminal, its master end. `pid` is who says so.
     Ready {
         terminal: Option<OwnedFd>,
+        pid: i32,
     },
     /// The seccomp filter's listener: somebody must answer it from now on.
     Listener(OwnedFd),
@@ -50,14 +48,60 @@ pub enum Report {
     Closed,
 }
 
+/// What a creator says of the order that it carries out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Word {
+    /// What it decided and the parent must know to clean up: said before anything is made. `own_pids`: init is pid 1 of
+    /// its own namespace, so the kernel ends the others with it.
+    Planned { cgroup: String, own_pids: bool },
+    /// Who init is, which then does not say so itself.
+    Born { pid: i32, start_ticks: u64 },
+    /// Its part is done. `goes_on`: it waits for another order. `hits`: how often the limits above the new group had
+    /// been hit by then.
+    Done { goes_on: bool, hits: Hits },
+}
+
+impl Word {
+    pub fn say(&self, channel: BorrowedFd<'_>) -> Result<(), Error> {
+        let text = match self {
+            Self::Planned { cgroup, own_pids } => format!("P{} {cgroup}", u8::from(*own_pids)),
+            Self::Born { pid, start_ticks } => format!("B{pid} {start_ticks}"),
+            Self::Done { goes_on, hits } => {
+                format!("D{} {} {}", u8::from(*goes_on), hits.parent, hits.killed_below_parent)
+            }
+        };
+        say(channel, text.as_bytes(), None)
+    }
+
+    /// Takes one. `None`: there will be no more. EAGAIN when `parent` is non-blocking and nothing is there.
+    pub fn hear(parent: BorrowedFd<'_>) -> Result<Option<Self>, Errno> {
+        let mut text = [0; REPORT_MAX];
+        let (got, _) = rustix::net::recv(parent, &mut text[..], RecvFlags::empty())?;
+        Ok(Self::decode(&String::from_utf8_lossy(&text[..got])))
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let (kind, rest) = text.split_at_checked(1)?;
+        let (first, rest) = rest.split_once(' ')?;
+        Some(match kind {
+            "P" => Self::Planned { cgroup: rest.to_owned(), own_pids: first == "1" },
+            "B" => Self::Born { pid: first.parse().ok()?, start_ticks: rest.parse().ok()? },
+            "D" => {
+                let (parent, killed) = rest.split_once(' ')?;
+                let (parent, killed_below_parent) = (parent.parse().ok()?, killed.parse().ok()?);
+                Self::Done {
+                    goes_on: first == "1",
+                    hits: Hits { own: 0, parent, killed_below_parent },
+                }
+            }
+            _ => return None,
+        })
+    }
+}
+
 /// The parent's end wants to know who speaks.
 pub fn expect_credentials(parent: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::net::sockopt::set_socket_passcred(parent, true)
-}
-
-/// `own_pids`: init is pid 1 of its own namespace, so the kernel ends the others with it.
-pub fn say_planned(channel: BorrowedFd<'_>, cgroup: &str, own_pids: bool) -> Result<(), Error> {
-    say(channel, &[b"P", if own_pids { b"1" } else { b"0" }, cgroup.as_bytes()].concat(), None)
 }
 
 /// `pid` as the receiver sees it.
@@ -136,11 +180,7 @@ pub fn listen(parent: BorrowedFd<'_>) -> Result<Report, Errno> {
         Some((b'E', text)) => {
             Report::External { pid: String::from_utf8_lossy(text).parse().unwrap_or_default() }
         }
-        Some((b'P', text)) => Report::Planned {
-            own_pids: text.first() == Some(&b'1'),
-            cgroup: String::from_utf8_lossy(text.get(1..).unwrap_or_default()).into_owned(),
-        },
-        Some((b'R', _)) => Report::Ready { terminal: fd },
+        Some((b'R', _)) => Report::Ready { terminal: fd, pid },
         Some((b'L', _)) => match fd {
             Some(fd) => Report::Listener(fd),
             None => Report::Failed(Error::new("seccomp", "the listener got lost on its way")),
@@ -192,6 +232,22 @@ fn say(channel: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_survives_being_said() {
+        let hits = Hits { own: 0, parent: u64::MAX, killed_below_parent: 3 };
+        for word in [
+            Word::Planned { cgroup: "/a b/c".to_owned(), own_pids: true },
+            Word::Born { pid: i32::MAX, start_ticks: u64::MAX },
+            Word::Done { goes_on: true, hits },
+            Word::Done { goes_on: false, hits },
+        ] {
+            let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().expect("pair");
+            word.say(theirs.as_fd()).expect("said");
+            assert_eq!(Word::hear(ours.as_fd()), Ok(Some(word)));
+        }
+        assert_eq!(["", "D1", "X1 2"].map(Word::decode), [None, None, None]);
+    }
 
     #[test]
     fn a_failure_keeps_its_stage_and_text_and_is_cut_when_endless() {

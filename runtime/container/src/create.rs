@@ -3,9 +3,11 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use crate::channel::Word;
 use crate::error::{At, Error};
 use crate::gate::Gate;
 use crate::groups::Groups;
+use crate::identity::start_ticks;
 use crate::mapper::Mapper;
 use crate::plan::{Namespace, Plan};
 use crate::sources::{self, Sources, View};
@@ -38,6 +40,8 @@ pub struct Creation<'a> {
     pub trees: &'a [(PathBuf, OwnedFd)],
     /// Init's end of the report channel.
     pub channel: BorrowedFd<'a>,
+    /// Where the creator says who init is; without it init says so itself, by `channel`.
+    pub born: Option<BorrowedFd<'a>>,
     pub start: Start<'a>,
     /// Make init a sibling of the caller, child of the caller's parent.
     pub sibling: bool,
@@ -134,21 +138,25 @@ impl Creation<'_> {
     /// Whether the process that creates it stays what it is: it joins nothing, takes on nothing that init is to
     /// inherit, and keeps no hooks.
     pub fn spares_its_creator(&self) -> bool {
+        let joins = !self.plan.namespaces.join.is_empty() || self.netns.is_some();
+        !joins && self.plan.process.oom_score_adj.is_none() && !self.marks_its_creator()
+    }
+
+    /// Whether that process takes on what it cannot take back.
+    pub(crate) fn marks_its_creator(&self) -> bool {
         let plan = self.plan;
-        let process = &plan.process;
-        let inherits = process.oom_score_adj.is_some()
-            || process.apparmor.is_some()
-            || process.selinux.is_some()
-            || plan.rdt.is_some();
-        let joins = !plan.namespaces.join.is_empty() || self.netns.is_some();
-        !inherits && !joins && !plan.namespaces.has(Namespace::User) && !Gate::is_needed(plan)
+        plan.process.apparmor.is_some()
+            || plan.process.selinux.is_some()
+            || plan.rdt.is_some()
+            || plan.namespaces.has(Namespace::User)
+            || Gate::is_needed(plan)
     }
 }
 
 /// Creates the container up to the point where init waits for start; init reports over the channel by itself.
 /// Returns init's pid as this process sees it. The caller must have one thread, and unless
-/// [`Creation::spares_its_creator`] it is left in changed namespaces and should end soon. On failure the control group
-/// may exist: the caller's clean-up removes it as after an exit.
+/// [`Creation::spares_its_creator`] it is left in changed namespaces: it should end soon or come back by
+/// [`crate::Home`]. On failure the control group may exist: the caller's clean-up removes it as after an exit.
 pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     let users = Users::of(c)?;
     let mut sources = sources::open_all(c, users.as_ref())?;
@@ -185,6 +193,9 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     let own_users = users.is_some();
     let pid = clone(args, || run_init(c, (&sources, &groups), own_users, gate.as_ref()))
         .at("clone init", format!("clone3 with namespaces {namespaces:#x}"))?;
+    if let Some(channel) = c.born {
+        Word::Born { pid, start_ticks: start_ticks(pid) }.say(channel)?;
+    }
     if groups.beside {
         groups.make(c, None)?;
     }

@@ -12,6 +12,7 @@ pub mod create;
 pub mod error;
 pub mod exec;
 pub mod external;
+mod home;
 pub mod hooks;
 pub mod identity;
 pub mod label;
@@ -41,12 +42,13 @@ mod process;
 mod root;
 mod sources;
 
-pub use channel::{Report, TO_START};
+pub use channel::{Report, TO_START, Word};
 pub use create::{
     Creation, Extras, Layers, Program, Rootfs, Seccomp, SharedMemory, Start, Stdio, Upper, create,
 };
 pub use error::Error;
 pub use exec::{Entry, enter};
+pub use home::Home;
 pub use plan::{Facts, Plan, plan};
 pub use process::INIT_NAME;
 pub use spec::Spec;

@@ -96,12 +96,13 @@ pub(crate) fn host_settings(p: &Process, channel: BorrowedFd<'_>) -> Result<(), 
     Ok(())
 }
 
+pub(crate) const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+
 /// Lowering the score needs CAP_SYS_RESOURCE; a node without it keeps what it may.
 fn oom_score_adj(wanted: i32, channel: BorrowedFd<'_>) -> Result<(), Error> {
-    const FILE: &str = "/proc/self/oom_score_adj";
-    match fs::write(FILE, wanted.to_string()) {
+    match fs::write(OOM_SCORE_ADJ, wanted.to_string()) {
         Err(e) if e.raw_os_error() == Some(Errno::ACCESS.raw_os_error()) => {
-            let kept = fs::read_to_string(FILE).unwrap_or_default();
+            let kept = fs::read_to_string(OOM_SCORE_ADJ).unwrap_or_default();
             say_clamped(
                 channel,
                 &format!("oom_score_adj {wanted} needs CAP_SYS_RESOURCE; it stays {}", kept.trim()),

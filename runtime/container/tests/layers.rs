@@ -87,6 +87,7 @@ fn run(dir: &Path, rootfs: Rootfs, script: &str) -> String {
         bare: None,
         trees: &[],
         channel: theirs.as_fd(),
+        born: None,
         start: Start::Channel,
         sibling: true,
         extras: Extras::default(),

@@ -203,6 +203,7 @@ impl Order<'_> {
             bare: None,
             trees: &[],
             channel: theirs.as_fd(),
+            born: None,
             start: listener.map_or(Start::Channel, Start::Listener),
             sibling: false,
             extras: Extras {
@@ -317,14 +318,14 @@ fn listen_until_ready(cli: &Cli, ours: BorrowedFd<'_>) -> Result<(i32, Option<Ow
     loop {
         match channel::listen(ours).map_err(Error::system("listen to init"))? {
             Report::Init { pid: own } => pid = own,
-            Report::Ready { terminal } => return Ok((pid, terminal)),
+            Report::Ready { terminal, .. } => return Ok((pid, terminal)),
             Report::Failed(error) => return Err(error.into()),
             Report::Closed => {
                 return Err(
                     container::Error::new("create", "init was killed while it was set up").into()
                 );
             }
-            Report::Planned { .. } | Report::External { .. } | Report::Listener(_) => {}
+            Report::External { .. } | Report::Listener(_) => {}
             Report::Clamped(text) => log::warn(cli, &text),
         }
     }

@@ -60,7 +60,7 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
     loop {
         match channel::listen(ours.as_fd()).map_err(Error::system("listen to the process"))? {
             Report::Init { pid: own } => pid = own,
-            Report::Ready { terminal } => {
+            Report::Ready { terminal, .. } => {
                 if let Some(master) = terminal.as_ref().filter(|_| args.console_socket.is_none()) {
                     terminal::plain_newlines(master.as_fd());
                 }
@@ -81,7 +81,7 @@ pub(crate) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
                 }
             }
             Report::Clamped(text) => log::warn(cli, &text),
-            Report::Planned { .. } | Report::External { .. } => {}
+            Report::External { .. } => {}
         }
     }
     if let Some(path) = &args.pid_file {

@@ -21,8 +21,11 @@ use crate::message::{Body, Packet, Spilled};
 pub const INLINE_MAX: usize = 32 * 1024;
 /// The longest packet taken from a memfd: exec requests carry an environment (ARG_MAX is 6 MiB at most).
 pub const SPILL_MAX: u64 = 16 << 20;
-/// Descriptors per packet: a namespace or two memfds, plus the spilled body.
-pub const FDS_MAX: usize = 4;
+/// Descriptors per packet.
+pub const FDS_MAX: usize = 64;
+/// Of these, mounts of one container: besides there are a namespace, the spilled body, and what the shim adds for the
+/// process that makes it. Peers before version 6 take 4 in all.
+pub const TREES_MAX: usize = FDS_MAX - 8;
 
 /// A packet and the descriptors that came with it.
 pub type Received = (Packet, Vec<OwnedFd>);

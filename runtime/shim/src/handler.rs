@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cgroup::unit::Unit;
 use container::sys::process::reset_signals;
-use container::{Error, Rootfs, Spec, Stdio, channel};
+use container::{Error, Rootfs, Spec, Stdio, Word, channel};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
@@ -18,7 +18,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::clamp;
 use crate::console::Console;
-use crate::creator::{ExecJob, Job};
+use crate::enter::ExecJob;
+use crate::maker::Job;
 use crate::start::note;
 
 /// One call of the runtime takes tens of milliseconds; this long means that it hangs.
@@ -36,8 +37,9 @@ pub(crate) struct Handler<'a> {
     pub(crate) bundle: &'a Path,
 }
 
-/// Up to the point where init waits for `start`. Leaves this process in a mount namespace of its own.
-pub(crate) fn create(binary: &Path, job: &Job<'_>, spec: &Spec) -> Result<(), Error> {
+/// Up to the point where init waits for `start`. Leaves this process in a mount namespace of its own. Returns the
+/// container's group.
+pub(crate) fn create(binary: &Path, job: &Job<'_>, spec: &Spec) -> Result<String, Error> {
     let Rootfs::Layers(layers) = &job.rootfs else {
         return Err(Error::new("create", "an external runtime takes layers only"));
     };
@@ -53,7 +55,7 @@ pub(crate) fn create(binary: &Path, job: &Job<'_>, spec: &Spec) -> Result<(), Er
         n.kind == "pid" && n.path.as_ref().is_none_or(|p| p.as_os_str().is_empty())
     };
     let own_pids = linux.is_some_and(|l| l.namespaces.iter().flatten().any(new_pids));
-    channel::say_planned(job.channel, &group, own_pids)?;
+    Word::Planned { cgroup: group.clone(), own_pids }.say(job.orders)?;
     let handler = Handler { binary, id: job.id, bundle: job.bundle };
     let log = handler.log();
     let by_systemd: &[&str] = if unit.is_some() { &["--systemd-cgroup"] } else { &[] };
@@ -76,7 +78,8 @@ pub(crate) fn create(binary: &Path, job: &Job<'_>, spec: &Spec) -> Result<(), Er
     })?;
     channel::say_external(job.channel, pid)?;
     let master = console.map(|it| it.receive()).transpose()?;
-    channel::say_ready(job.channel, master.as_ref().map(AsFd::as_fd))
+    channel::say_ready(job.channel, master.as_ref().map(AsFd::as_fd))?;
+    Ok(group)
 }
 
 /// Starts a process by `exec` of the runtime, which leaves it to us: what it leaves behind when it has ended is given to

@@ -2,15 +2,18 @@
 //! The same image is also the pod's pause process, the init of containers that ask for one, and what keeps a scope of
 //! systemd until its container is in it, told by the name it is started under.
 
+mod bundle;
 mod clamp;
 mod console;
 mod creator;
+mod enter;
 mod exec;
 mod handler;
 mod hold;
 mod init;
 mod link;
 mod log;
+mod maker;
 mod member;
 mod pause;
 mod pod;

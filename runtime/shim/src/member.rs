@@ -17,8 +17,6 @@ use crate::log::{Counters, Limits};
 pub(crate) struct Member {
     pub(crate) id: String,
     pub(crate) phase: Phase,
-    /// The process that makes it; 0 when that has ended.
-    pub(crate) creator: i32,
     pub(crate) pid: i32,
     pub(crate) start_ticks: u64,
     pub(crate) started_at_ns: i64,
@@ -94,15 +92,11 @@ pub(crate) struct Stdio {
 }
 
 impl Member {
-    pub(crate) fn new(id: String, caller: Caller, report: OwnedFd) -> Self {
-        Self { report: Some(report), ..Self::blank(id, caller) }
-    }
-
-    fn blank(id: String, caller: Caller) -> Self {
+    /// One whose creation somebody waits for.
+    pub(crate) fn new(id: String, caller: Caller) -> Self {
         Self {
             id,
             phase: Phase::Creating,
-            creator: 0,
             pid: 0,
             start_ticks: 0,
             started_at_ns: 0,
@@ -145,7 +139,7 @@ impl Member {
             report: None,
             waiting: None,
             adopted: Some(pidfd),
-            ..Self::blank(state.id.clone(), nobody)
+            ..Self::new(state.id.clone(), nobody)
         }
     }
 

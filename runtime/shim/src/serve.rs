@@ -151,7 +151,7 @@ fn dispatch(pod: &mut Pod, link: u32, packet: Packet, mut fds: Vec<OwnedFd>) {
     let Some(Body::Call(call)) = packet.body else { return pod.links.drop(link) };
     match call.ask {
         Some(Ask::Hello(hello)) => pod.hello(caller, hello),
-        Some(Ask::CreateSandbox(ask)) => pod.create_sandbox(caller, &ask, fds),
+        Some(Ask::CreateSandbox(ask)) => pod.create_sandbox(caller, ask, fds),
         Some(Ask::CreateContainer(ask)) => pod.create_container(caller, ask, fds),
         Some(Ask::Start(target)) => pod.start(caller, &target.id),
         Some(Ask::Signal(ask)) => pod.signal(caller, &ask.id, ask.signal),

@@ -1,51 +1,30 @@
-//! Creating and starting: fork a creator, listen to what it and init report.
+//! Creating and starting: give a creator its order, listen to what it and init report.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use container::error::words;
 use container::identity::start_ticks;
-use container::{Layers, Report, Rootfs, SharedMemory, Stdio, Upper, channel, sys::process::fork};
-use protocol::{CreateContainer, CreateSandbox, Created, Exit, Kind, Phase, Reply, Started};
+use container::{Report, channel};
+use protocol::{
+    Ask, CreateContainer, CreateSandbox, Created, Exit, Kind, Packet, Phase, Reply, Started,
+};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{MEMBERS_MAX, Pod, now_ns};
-use crate::creator::{self, Job, Role};
 use crate::link::Caller;
 use crate::log::{Limits, Source, Stream};
 use crate::member::{self, Deletion, External, Member};
-use crate::serve::Token;
 use crate::start::note;
 
 /// What a start that never reached the workload counts as, by convention of the CRI runtimes.
 const START_ERROR: i32 = 128;
 
-/// What is different between a sandbox and a container.
-struct Order<'a> {
-    id: &'a str,
-    bundle: &'a Path,
-    rootfs: Rootfs,
-    seccomp: &'a str,
-    handler: Option<PathBuf>,
-    log_path: Option<PathBuf>,
-    limits: Limits,
-    terminal: bool,
-    stdin: bool,
-    netns: Option<OwnedFd>,
-    bare: Option<OwnedFd>,
-    trees: Vec<(PathBuf, OwnedFd)>,
-    init: bool,
-    sandbox: bool,
-}
-
 impl Pod {
-    pub(crate) fn create_sandbox(
-        &mut self,
-        caller: Caller,
-        ask: &CreateSandbox,
-        fds: Vec<OwnedFd>,
-    ) {
+    pub(crate) fn create_sandbox(&mut self, caller: Caller, ask: CreateSandbox, fds: Vec<OwnedFd>) {
         if self.is_stopping() {
             return self.links.fail(
                 caller,
@@ -66,45 +45,30 @@ impl Pod {
             let why = "the descriptors of its namespaces did not arrive";
             return self.links.fail(caller, Kind::InvalidArgument, "create the sandbox", why);
         }
-        let mut fds = fds.into_iter();
-        let netns = ask.has_netns.then(|| fds.next()).flatten();
-        let order = Order {
-            id: &ask.id,
-            bundle: Path::new(&ask.bundle),
-            rootfs: Rootfs::Empty { shm_size: ask.shm_size },
-            seccomp: &ask.seccomp_bpf,
-            handler: None,
-            log_path: None,
-            limits: Limits::default(),
-            terminal: false,
-            stdin: false,
-            netns,
-            bare: fds.next(),
-            trees: Vec::new(),
-            init: false,
-            sandbox: true,
-        };
         if ask.shm_size > 0 {
             self.shm_path = Some(Path::new(&ask.bundle).join("shm"));
         }
-        self.sandbox = self.create(caller, order);
+        let mut member = Member::new(ask.id.clone(), caller);
+        member.seccomp = ask.seccomp_bpf.clone();
+        member.bundle = PathBuf::from(&ask.bundle);
+        let ends = null().and_then(|null| Ok([null.try_clone()?, null.try_clone()?, null]));
+        self.sandbox = self.create(member, ends.map(Some), Ask::CreateSandbox(ask), fds);
     }
 
     pub(crate) fn create_container(
         &mut self,
         caller: Caller,
         ask: CreateContainer,
-        mut trees: Vec<OwnedFd>,
+        fds: Vec<OwnedFd>,
     ) {
         const STAGE: &str = "create";
         if let Some(why) = refused_by_handler(&ask) {
             return self.links.fail(caller, Kind::Unsupported, STAGE, why);
         }
-        if trees.len() != ask.trees.len() + usize::from(ask.has_mounts) {
+        if fds.len() != ask.trees.len() + usize::from(ask.has_mounts) {
             let why = "the descriptors of its mounts did not arrive";
             return self.links.fail(caller, Kind::InvalidArgument, STAGE, why);
         }
-        let bare = ask.has_mounts.then(|| trees.pop()).flatten();
         if self.is_stopping() {
             return self.links.fail(caller, Kind::InvalidState, STAGE, "this pod is being stopped");
         }
@@ -120,115 +84,50 @@ impl Pod {
             let why = format!("{MEMBERS_MAX} containers exist; delete some");
             return self.links.fail(caller, Kind::InvalidState, STAGE, why);
         }
-        let rootfs = ask.rootfs.unwrap_or_default();
-        if rootfs.lowers.is_empty() {
-            return self.links.fail(
-                caller,
-                Kind::InvalidArgument,
-                STAGE,
-                "the root file system has no layers",
-            );
+        if ask.rootfs.as_ref().is_none_or(|rootfs| rootfs.lowers.is_empty()) {
+            let why = "the root file system has no layers";
+            return self.links.fail(caller, Kind::InvalidArgument, STAGE, why);
         }
-        let upper = (!rootfs.upper.is_empty())
-            .then(|| Upper { upper: rootfs.upper.into(), work: rootfs.work.into() });
-        let layers = Layers {
-            lowers: rootfs.lowers.into_iter().map(PathBuf::from).collect(),
-            upper,
-            volatile: rootfs.volatile,
-        };
-        let order = Order {
-            id: &ask.id,
-            bundle: Path::new(&ask.bundle),
-            rootfs: Rootfs::Layers(layers),
-            seccomp: &ask.seccomp_bpf,
-            handler: (!ask.handler.is_empty()).then(|| PathBuf::from(&ask.handler)),
-            log_path: (!ask.log_path.is_empty()).then(|| PathBuf::from(&ask.log_path)),
-            limits: ask.limits.map(Limits::from).unwrap_or_default(),
-            terminal: ask.tty,
-            stdin: ask.stdin,
-            netns: None,
-            bare,
-            trees: ask.trees.into_iter().map(PathBuf::from).zip(trees).collect(),
-            init: ask.init,
-            sandbox: false,
-        };
-        self.create(caller, order);
-    }
-
-    fn create(&mut self, caller: Caller, order: Order<'_>) -> Option<u32> {
-        match self.try_create(caller, order) {
-            Ok(key) => Some(key),
-            Err(e) => {
-                self.links.fail(
-                    caller,
-                    Kind::Failed,
-                    "create",
-                    format!("fork: {}", container::error::words(&e.into())),
-                );
-                None
-            }
-        }
-    }
-
-    fn try_create(&mut self, caller: Caller, order: Order<'_>) -> Result<u32, Errno> {
-        let (ours, theirs) = protocol::pair()?;
-        channel::expect_credentials(ours.as_fd())?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
-        let (stdio, ends) = stdio(&order)?;
-        let pause = self.sandbox.and_then(|key| self.members.get(&key)).map(|m| m.pid);
-        let shm = self.shm_path.clone().filter(|_| !order.sandbox).zip(pause);
-        let job = Job {
-            id: order.id,
-            bundle: order.bundle,
-            rootfs: order.rootfs,
-            stdio: match &ends {
-                Some(fds) => Stdio::Pipes([fds[0].as_fd(), fds[1].as_fd(), fds[2].as_fd()]),
-                None => Stdio::Terminal,
-            },
-            image: self.image.as_fd(),
-            role: match (order.sandbox, order.init) {
-                (true, _) => Role::Pause,
-                (false, true) => Role::Init,
-                (false, false) => Role::Program,
-            },
-            trees: &order.trees,
-            netns: order.netns.as_ref().map(AsFd::as_fd),
-            bare: order.bare.as_ref().map(AsFd::as_fd),
-            seccomp: order.seccomp,
-            handler: order.handler.as_deref(),
-            log_path: stdio.log_path.as_deref(),
-            shm: shm.map(|(path, pause_pid)| SharedMemory { path, pause_pid }),
-            node: &self.node,
-            facts: &self.facts,
-            channel: theirs.as_fd(),
-        };
-        // Its reports are read when it has ended, which is before init is ready: to be woken for each would only take
-        // the processor from both.
-        let creator = fork(|| creator::create(job))?;
-        let key = self.new_key();
-        let mut member = Member::new(order.id.to_owned(), caller, ours);
-        member.creator = creator;
-        member.seccomp = order.seccomp.to_owned();
-        member.bundle = order.bundle.to_owned();
-        member.stdio = stdio;
-        member.handler = order.handler.map(|binary| External {
-            binary,
-            bundle: order.bundle.to_owned(),
+        let mut member = Member::new(ask.id.clone(), caller);
+        member.seccomp = ask.seccomp_bpf.clone();
+        member.bundle = PathBuf::from(&ask.bundle);
+        member.handler = (!ask.handler.is_empty()).then(|| External {
+            binary: PathBuf::from(&ask.handler),
+            bundle: PathBuf::from(&ask.bundle),
             deletion: Deletion::Due,
         });
-        self.members.insert(key, member);
-        Ok(key)
+        let ends = stdio(&ask).map(|(ours, theirs)| {
+            member.stdio = ours;
+            theirs
+        });
+        self.create(member, ends, Ask::CreateContainer(ask), fds);
     }
 
-    /// A creator has ended: what it and its init have said is read, and what init will say is waited for.
-    pub(super) fn creator_ended(&mut self, key: u32) {
-        self.report(key);
-        let Some(member) = self.members.get_mut(&key) else { return };
-        // The pod's own limit counts the others of the pod, too: only what is added from here on matters.
-        member.memory_hits = self.node.memory_hits_above(&member.cgroup);
-        let Some(report) = self.members.get(&key).and_then(|m| m.report.as_ref()) else { return };
-        if self.watch(report.as_fd(), Token::Report(key)).is_err() {
-            self.report_closed(key); // as if init had died: it is ended
+    fn create(
+        &mut self,
+        member: Member,
+        stdio: io::Result<Option<[OwnedFd; 3]>>,
+        ask: Ask,
+        fds: Vec<OwnedFd>,
+    ) -> Option<u32> {
+        let caller = member.waiting;
+        let stdio = stdio.map_err(|e| format!("open its stdio: {}", words(&e)));
+        let key = self.new_key();
+        let ordered = stdio.and_then(|stdio| {
+            let fds: Vec<_> = stdio.iter().flatten().chain(&fds).map(AsFd::as_fd).collect();
+            self.order(key, &Packet::call(0, ask), &fds)
+        });
+        match ordered {
+            Ok(report) => {
+                self.members.insert(key, Member { report: Some(report), ..member });
+                Some(key)
+            }
+            Err(why) => {
+                if let Some(caller) = caller {
+                    self.links.fail(caller, Kind::Failed, "create", why);
+                }
+                None
+            }
         }
     }
 
@@ -237,20 +136,24 @@ impl Pod {
         loop {
             let Some(member) = self.members.get_mut(&key) else { return };
             let Some(report) = &member.report else { return };
-            match channel::listen(report.as_fd()) {
+            let said = match channel::listen(report.as_fd()) {
                 Err(Errno::AGAIN | Errno::INTR) => return,
+                said => said,
+            };
+            self.hear_creators(); // who it is and where it lives
+            let Some(member) = self.members.get_mut(&key) else { return };
+            match said {
                 Err(_) | Ok(Report::Closed) => return self.report_closed(key),
-                Ok(Report::Planned { cgroup, own_pids }) => {
-                    (member.cgroup, member.own_pids) = (cgroup, own_pids);
-                }
-                Ok(Report::Init { pid } | Report::External { pid }) => {
-                    member.pid = pid;
-                    member.start_ticks = start_ticks(pid);
-                }
+                Ok(Report::Init { pid } | Report::External { pid }) => is(member, pid),
                 Ok(Report::Listener(_)) => {} // no filter of ours is loaded with one
                 Ok(Report::Clamped(text)) => note(&format!("{}: {text}", member.id)),
                 Ok(Report::Failed(error)) => self.report_failed(key, error),
-                Ok(Report::Ready { terminal }) => self.report_ready(key, terminal),
+                Ok(Report::Ready { terminal, pid }) => {
+                    if member.pid == 0 {
+                        is(member, pid); // it was quicker than its creator
+                    }
+                    self.report_ready(key, terminal);
+                }
             }
         }
     }
@@ -381,6 +284,10 @@ impl Pod {
     }
 }
 
+fn is(member: &mut Member, pid: i32) {
+    (member.pid, member.start_ticks) = (pid, start_ticks(pid));
+}
+
 /// What an external runtime cannot be given is refused by name.
 fn refused_by_handler(ask: &CreateContainer) -> Option<String> {
     let unserved = [
@@ -394,28 +301,17 @@ fn refused_by_handler(ask: &CreateContainer) -> Option<String> {
 }
 
 /// Our ends and the container's ends; no ends of the container's when init makes a terminal.
-fn stdio(order: &Order<'_>) -> Result<(member::Stdio, Option<[OwnedFd; 3]>), Errno> {
+fn stdio(ask: &CreateContainer) -> io::Result<(member::Stdio, Option<[OwnedFd; 3]>)> {
     let mut ours = member::Stdio {
-        log_path: order.log_path.clone(),
-        limits: order.limits,
-        interactive: order.terminal || order.stdin,
+        log_path: (!ask.log_path.is_empty()).then(|| PathBuf::from(&ask.log_path)),
+        limits: ask.limits.map(Limits::from).unwrap_or_default(),
+        interactive: ask.tty || ask.stdin,
         ..Default::default()
     };
-    if order.terminal {
+    if ask.tty {
         return Ok((ours, None));
     }
-    let null = || {
-        File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null")
-            .map(OwnedFd::from)
-            .map_err(|_| Errno::NODEV)
-    };
-    if order.sandbox {
-        return Ok((ours, Some([null()?, null()?, null()?])));
-    }
-    let stdin = if order.stdin {
+    let stdin = if ask.stdin {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&write, true)?; // for those who attach: we never write
         ours.stdin = Some(write);
@@ -423,13 +319,17 @@ fn stdio(order: &Order<'_>) -> Result<(member::Stdio, Option<[OwnedFd; 3]>), Err
     } else {
         null()?
     };
-    let mut output = |stream: Stream| -> Result<OwnedFd, Errno> {
+    let mut output = |stream: Stream| -> io::Result<OwnedFd> {
         let (read, write) = output_pipe()?;
         ours.outputs.push((stream, read));
         Ok(write)
     };
     let (stdout, stderr) = (output(Stream::Stdout)?, output(Stream::Stderr)?);
     Ok((ours, Some([stdin, stdout, stderr])))
+}
+
+fn null() -> io::Result<OwnedFd> {
+    File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from)
 }
 
 /// A pipe whose read end never blocks; the write end is an ordinary one.

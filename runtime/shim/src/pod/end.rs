@@ -43,11 +43,7 @@ impl Pod {
 
     /// False when nobody is known by that pid.
     fn ended(&mut self, ended: Ended) -> bool {
-        let created = self.members.iter_mut().find(|(_, m)| m.creator == ended.pid);
-        if let Some((key, member)) = created {
-            let key = *key;
-            member.creator = 0;
-            self.creator_ended(key);
+        if self.creator_ended(ended.pid) {
             return true;
         }
         match self.members.iter().find(|(_, m)| m.pid == ended.pid && !m.gone).map(|(k, _)| *k) {
@@ -62,6 +58,7 @@ impl Pod {
     }
 
     fn listen_all(&mut self) {
+        self.hear_creators();
         let reports: Vec<u32> =
             self.members.iter().filter(|(_, m)| m.report.is_some()).map(|(k, _)| *k).collect();
         reports.into_iter().for_each(|key| self.report(key));
@@ -229,7 +226,7 @@ impl Pod {
 
     /// SIGKILL to init and everything in its group.
     pub(super) fn kill_member(&mut self, key: u32) {
-        self.report(key); // its creator may have said who it is
+        self.hear_creators(); // one may have said who it is
         let Some(member) = self.members.get(&key) else { return };
         if member.is_alive() {
             let _ = member.signal(libc::SIGKILL);

@@ -7,7 +7,7 @@ use protocol::{Kind, Phase};
 use rustix::io::Errno;
 
 use super::Pod;
-use crate::creator;
+use crate::enter;
 use crate::handler::Handler;
 use crate::link::Caller;
 use crate::member::{Deletion, External};
@@ -79,7 +79,7 @@ impl Pod {
         let (ours, theirs): (OwnedFd, OwnedFd) = protocol::pair()?;
         channel::expect_credentials(ours.as_fd())?;
         rustix::io::ioctl_fionbio(&ours, true)?;
-        fork(|| creator::call(&handler, verb, options, theirs.as_fd()))?;
+        fork(|| enter::call(&handler, verb, options, theirs.as_fd()))?;
         self.watch(ours.as_fd(), Token::Report(key))?;
         let member = self.members.get_mut(&key).ok_or(Errno::SRCH)?;
         debug_assert!(member.phase != Phase::Creating || member.report.is_none());

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod create;
+mod creators;
 mod end;
 mod handler;
 mod pause;
@@ -41,6 +42,7 @@ pub(crate) struct Pod {
     /// Our own sealed image, from which pause is started.
     image: OwnedFd,
     pump: Pump,
+    creators: Vec<creators::Working>,
     members: BTreeMap<u32, Member>,
     sandbox: Option<u32>,
     /// Where the pod's shared memory is asked for by its containers.
@@ -66,6 +68,7 @@ impl Pod {
             facts: container::own_facts(),
             image: image.into(),
             pump,
+            creators: Vec::new(),
             members: BTreeMap::new(),
             sandbox: None,
             shm_path: None,
@@ -252,7 +255,8 @@ impl Pod {
         });
         let removals = self.removals.iter().map(|r| r.next);
         let pausing = self.pausing.iter().map(|p| p.next);
-        let next = members.chain(sessions.flatten()).chain(removals).chain(pausing).min();
+        let own = removals.chain(pausing).chain(self.next_look_at_creators());
+        let next = members.chain(sessions.flatten()).chain(own).min();
         next.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
@@ -275,6 +279,7 @@ impl Pod {
         self.pausing_tick(now);
         self.removals_tick(now);
         self.endings_tick(now);
+        self.creators_tick(now);
     }
 }
 

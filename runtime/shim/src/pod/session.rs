@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::Pod;
 use super::create::output_pipe;
-use crate::creator::{self, ExecJob};
+use crate::enter::{self, ExecJob};
 use crate::exec::{Collector, DRAIN, SESSIONS_MAX, Session};
 use crate::link::Caller;
 use crate::member::Member;
@@ -106,7 +106,7 @@ impl Pod {
             facts: &self.facts,
             channel: theirs.as_fd(),
         };
-        fork(|| creator::enter(&job))?;
+        fork(|| enter::enter(&job))?;
         Ok((ours, tracker))
     }
 
@@ -127,7 +127,7 @@ impl Pod {
                     session.fail(&mut self.links, Kind::Failed, &e.stage, &e.message)
                 }
                 Ok(Report::Clamped(text)) => note(&text),
-                Ok(Report::Ready { .. } | Report::Planned { .. } | Report::Listener(_)) => {}
+                Ok(Report::Ready { .. } | Report::Listener(_)) => {}
                 Err(_) | Ok(Report::Closed) => {
                     if let Some(report) = session.report.take() {
                         let _ = rustix::event::epoll::delete(&self.epoll, report.as_fd());

@@ -118,7 +118,7 @@ impl Pod {
                         let _ = container::sys::process::signal(pid, libc::SIGKILL);
                     }
                 }
-                Ok(Report::Ready { terminal }) => {
+                Ok(Report::Ready { terminal, .. }) => {
                     if let Some(master) = &terminal {
                         let _ = rustix::io::ioctl_fionbio(master, true);
                     }
@@ -131,7 +131,7 @@ impl Pod {
                     }
                 }
                 Ok(Report::Clamped(text)) => note(&text),
-                Ok(Report::Planned { .. } | Report::Listener(_)) => {}
+                Ok(Report::Listener(_)) => {}
                 Err(_) | Ok(Report::Closed) => return self.stream_begun(number),
             }
         }

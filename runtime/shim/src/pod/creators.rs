@@ -1,0 +1,122 @@
+//! The pod's creators. One goes on from container to container, since the kubelet asks for those of a pod one after
+//! another: a new fork and its first page faults take as long as a tenth of a container's whole life. In a pod at rest
+//! there is none.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use container::error::words;
+use container::{SharedMemory, Word, channel};
+use protocol::Packet;
+use rustix::io::Errno;
+
+use super::Pod;
+use crate::creator::{Base, Creator};
+use crate::serve::Token;
+
+/// How long one without an order is kept.
+const KEPT: Duration = Duration::from_secs(1);
+
+/// A creator and what it is doing.
+#[derive(Debug)]
+pub(crate) struct Working {
+    creator: Creator,
+    /// The member that it makes.
+    order: Option<u32>,
+    /// When to see whether it has nothing to do, and to end it then.
+    until: Instant,
+}
+
+impl Pod {
+    /// Has a member made, by a creator that has nothing to do or by a new one. Our end of the report channel.
+    pub(super) fn order(
+        &mut self,
+        key: u32,
+        call: &Packet,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<OwnedFd, String> {
+        let failed = |e: Errno| words(&e.into());
+        let (ours, theirs) = protocol::pair().map_err(failed)?;
+        channel::expect_credentials(ours.as_fd()).map_err(failed)?;
+        rustix::io::ioctl_fionbio(&ours, true).map_err(failed)?;
+        self.watch(ours.as_fd(), Token::Report(key)).map_err(failed)?;
+        let fds: Vec<_> = [theirs.as_fd()].into_iter().chain(fds.iter().copied()).collect();
+        self.hear_creators();
+        let until = Instant::now() + KEPT;
+        let mut idle = self.creators.iter_mut().filter(|it| it.order.is_none());
+        if let Some(it) = idle.find(|it| it.creator.order(call, &fds).is_ok()) {
+            (it.order, it.until) = (Some(key), until);
+            return Ok(ours);
+        }
+        let creator = self.fork_creator().map_err(|e| format!("fork: {}", failed(e)))?;
+        creator.order(call, &fds).map_err(|e| format!("tell its creator: {e}"))?;
+        self.creators.push(Working { creator, order: Some(key), until });
+        Ok(ours)
+    }
+
+    fn fork_creator(&self) -> Result<Creator, Errno> {
+        let pause_pid = self.sandbox.and_then(|key| self.members.get(&key)).map(|m| m.pid);
+        let shm = self.shm_path.clone().zip(pause_pid);
+        Creator::fork(&Base {
+            image: self.image.as_fd(),
+            node: &self.node,
+            facts: &self.facts,
+            shm: shm.map(|(path, pause_pid)| SharedMemory { path, pause_pid }),
+        })
+    }
+
+    /// Takes what they have said. Nobody is woken by it: it is heard when it is needed, and a death is told by its signal.
+    pub(super) fn hear_creators(&mut self) {
+        let Self { creators, members, .. } = self;
+        creators.retain_mut(|it| {
+            while let Ok(Some(word)) = Word::hear(it.creator.channel.as_fd()) {
+                let member = it.order.and_then(|key| members.get_mut(&key));
+                match (word, member) {
+                    (Word::Planned { cgroup, own_pids }, Some(member)) => {
+                        (member.cgroup, member.own_pids) = (cgroup, own_pids);
+                    }
+                    (Word::Born { pid, start_ticks }, Some(member)) => {
+                        (member.pid, member.start_ticks) = (pid, start_ticks);
+                    }
+                    (Word::Done { goes_on, hits }, member) => {
+                        member.into_iter().for_each(|member| member.memory_hits = hits);
+                        (it.order, it.until) = (None, Instant::now() + KEPT);
+                        if !goes_on {
+                            return false;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            true
+        });
+    }
+
+    /// False when it was none, or one that was known to end.
+    pub(super) fn creator_ended(&mut self, pid: i32) -> bool {
+        self.hear_creators();
+        let before = self.creators.len();
+        self.creators.retain(|it| it.creator.pid != pid);
+        self.creators.len() != before
+    }
+
+    pub(super) fn next_look_at_creators(&self) -> Option<Instant> {
+        self.creators.iter().map(|it| it.until).min()
+    }
+
+    /// Ends those that have nothing to do for long enough, by closing their channel.
+    pub(super) fn creators_tick(&mut self, now: Instant) {
+        let stopping = self.is_stopping();
+        if !stopping && self.creators.iter().all(|it| it.until > now) {
+            return;
+        }
+        self.hear_creators();
+        self.creators.retain_mut(|it| match it.order {
+            None => !stopping && it.until > now,
+            Some(_) => {
+                it.until = it.until.max(now + KEPT);
+                true
+            }
+        });
+    }
+}

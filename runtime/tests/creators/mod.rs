@@ -1,0 +1,126 @@
+//! The processes that make a pod's containers: how long they stay, and what stays with them.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::node::{Node, Payload};
+
+const LONG: Duration = Duration::from_secs(10);
+
+/// What one holds that has nothing to do: stdio, its orders, the shim's image, and where it comes back to.
+const OWN_DESCRIPTORS: usize = 9;
+
+/// Children of the shim that are the shim's program, too, and no init that waits for its start.
+fn creators(node: &Node) -> Vec<i32> {
+    let shim = node.shim.pid();
+    let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"));
+    let children = children.expect("children");
+    let same = |pid: &i32, of: &str| {
+        let of = |pid: i32| std::fs::read_link(format!("/proc/{pid}/{of}")).ok();
+        of(*pid) == of(shim)
+    };
+    let children = children.split_whitespace().map(|pid| pid.parse().expect("pid"));
+    children.filter(|pid| same(pid, "exe") && same(pid, "ns/pid")).collect()
+}
+
+/// The only one, when it has nothing to do.
+async fn the_creator(node: &Node) -> i32 {
+    let begun = Instant::now();
+    loop {
+        let all = creators(node);
+        match all.as_slice() {
+            [one] if state(*one).2 == OWN_DESCRIPTORS => return *one,
+            _ => assert!(begun.elapsed() < LONG, "{all:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+pub(crate) async fn until_there_is_none(node: &Node) {
+    let begun = Instant::now();
+    while !creators(node).is_empty() {
+        assert!(begun.elapsed() < LONG, "{:?}", creators(node));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The namespaces, score and descriptors of a process, and those that its children are born in.
+fn state(pid: i32) -> (Vec<PathBuf>, String, usize) {
+    let dir = PathBuf::from(format!("/proc/{pid}"));
+    let names = ["net", "ipc", "uts", "mnt", "user", "cgroup", "pid", "pid_for_children"];
+    let namespaces = names.map(|ns| dir.join("ns").join(ns).read_link().expect("link"));
+    let score = std::fs::read_to_string(dir.join("oom_score_adj")).expect("score");
+    let descriptors = std::fs::read_dir(dir.join("fd")).expect("fds").count();
+    (namespaces.to_vec(), score, descriptors)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_creator_makes_the_containers_of_a_pod_and_none_is_left_in_a_pod_at_rest() {
+    let Some(node) = Node::start("one-creator").await else { return };
+    let first = the_creator(&node).await;
+    for name in ["c1", "c2", "c3"] {
+        let c = node.create(name, Payload::sh("exit 3")).await.expect("create");
+        assert_eq!(the_creator(&node).await, first, "that of the sandbox");
+        c.start().await.expect("start");
+        assert_eq!(c.exit().await.code, 3);
+    }
+    until_there_is_none(&node).await;
+    let late = node.create("c4", Payload::sh("exit 4")).await.expect("create");
+    assert_ne!(the_creator(&node).await, first);
+    late.start().await.expect("start");
+    assert_eq!(late.exit().await.code, 4);
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_one_container_stays_with_the_creator_of_the_next() {
+    let Some(node) = Node::start("next").await else { return };
+    let before = state(the_creator(&node).await);
+    assert_eq!(before.0, state(node.shim.pid()).0);
+    // Joins the namespaces of the pod, that of its processes included, and has a score of its own.
+    let mut payload = Payload::sh("echo pid=$$; cat /proc/self/oom_score_adj");
+    payload.pod_pids = true;
+    let joined = node.create("c1", payload).await.expect("create");
+    assert_eq!(state(the_creator(&node).await), before);
+    let own = node.create("c2", Payload::sh("echo pid=$$; hostname")).await.expect("create");
+    assert_eq!(state(the_creator(&node).await), before);
+    for c in [&joined, &own] {
+        c.start().await.expect("start");
+        assert_eq!(c.exit().await.code, 0);
+    }
+    let text = joined.text();
+    assert!(text.ends_with("\n100\n") && !text.starts_with("pid=1\n"), "{text}");
+    assert_eq!(own.text(), "pid=1\nthe-pod\n");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creator_that_cannot_go_on_is_followed_by_another() {
+    let Some(node) = Node::start("another").await else { return };
+    let killed = the_creator(&node).await;
+    kill_process(Pid::from_raw(killed).expect("pid"), Signal::KILL).expect("kill");
+    until_there_is_none(&node).await;
+    let run = async |name: &str, payload: Payload| {
+        let c = node.create(name, payload).await.expect("create");
+        c.start().await.expect("start");
+        assert_eq!(c.exit().await.code, 0, "{name}");
+    };
+    run("c1", Payload::sh("true")).await;
+    let second = the_creator(&node).await;
+    assert_ne!(second, killed);
+    // What fails may leave anything behind.
+    let mut broken = Payload::sh("true");
+    broken.mounts.push(r#"{"destination":"/d","source":"/no/such","options":["bind"]}"#.into());
+    node.create("c2", broken).await.expect_err("no source");
+    // The keeper of hooks is its child.
+    let mut hooked = Payload::sh("true");
+    hooked.hooks = r#"{"createRuntime":[{"path":"/bin/true"}]}"#.into();
+    run("c3", hooked).await;
+    until_there_is_none(&node).await;
+    // Some at once, each by its own.
+    let both = tokio::join!(run("c4", Payload::sh("true")), run("c5", Payload::sh("true")));
+    assert_eq!(both, ((), ()));
+    node.end().await;
+}
