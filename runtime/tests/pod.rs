@@ -58,6 +58,26 @@ async fn the_container_sees_itself_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(unsafe_code)]
+async fn what_the_daemon_ignores_or_has_open_its_containers_do_not() {
+    // SAFETY: no handler is installed; no other test sends or awaits this signal.
+    unsafe { libc::signal(libc::SIGUSR2, libc::SIG_IGN) };
+    let Some(node) = Node::start("ignored").await else { return };
+    for fd in 0..3 {
+        let is = std::fs::read_link(format!("/proc/{}/fd/{fd}", node.shim.pid())).expect("open");
+        assert_eq!(is.as_path(), "/dev/null", "{fd} of the shim, of which containers get a copy");
+    }
+    let c = node.create("c1", Payload::sh("exec cat /proc/self/status")).await.expect("create");
+    c.start().await.expect("start");
+    assert_eq!(c.exit().await.code, 0);
+    let status = c.text();
+    for of in ["Ign", "Blk"] {
+        assert!(status.contains(&format!("Sig{of}:\t0000000000000000\n")), "{status}");
+    }
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn below_its_root_there_is_nothing() {
     let Some(node) = Node::start("below").await else { return };
     let script = "mkdir -p /jail/bin /jail/proc /mine /nested

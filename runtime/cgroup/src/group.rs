@@ -371,10 +371,10 @@ fn inherit(mount: &Path, dir: &Path, file: &str) -> Result<String, Error> {
 /// Enables in `parent` every controller it has, so that its children can be limited.
 fn delegate(parent: &Path, strict: bool) -> Result<(), Error> {
     let path = parent.join("cgroup.controllers");
-    let available = fs::read_to_string(&path).map_err(|e| Error::file("read", path, e))?;
+    let available = crate::line(&path).map_err(|e| Error::file("read", path, e))?;
     let path = parent.join("cgroup.subtree_control");
     // Writing what is enabled already changes nothing but takes the global locks.
-    let enabled = fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
+    let enabled = crate::line(&path).map_err(|e| Error::file("read", &path, e))?;
     let enabled: Vec<&str> = enabled.split_whitespace().collect();
     for controller in available.split_whitespace().filter(|c| !enabled.contains(c)) {
         let value = format!("+{controller}");

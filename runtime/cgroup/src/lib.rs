@@ -25,7 +25,15 @@ pub use meter::Meter;
 pub use resources::Resources;
 pub use stats::Stats;
 
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// A file of one short line, by one read: there are many of them.
+pub(crate) fn line(path: &Path) -> std::io::Result<String> {
+    let mut text = [0; 512];
+    let length = std::fs::File::open(path)?.read(&mut text)?;
+    Ok(String::from_utf8_lossy(&text[..length]).trim_end().to_owned())
+}
 
 /// A failed access to a control group: the verb, the file and the kernel's reason.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::Hierarchies;
-use crate::stats::value;
+use crate::stats::{number, value};
 
 /// The exit code of a process that was ended by SIGKILL.
 const KILLED: i32 = 128 + 9;
@@ -92,9 +92,7 @@ impl Hierarchies {
 
 /// The kernel counts failures of the first counter only, but of both it knows whether the limit was ever reached.
 fn v1_hits(dir: &Path, what: &str) -> u64 {
-    let number = |file: &str| -> Option<u64> {
-        fs::read_to_string(dir.join(format!("{what}.{file}"))).ok()?.trim().parse().ok()
-    };
+    let number = |file: &str| number(&dir.join(format!("{what}.{file}")));
     let limit = number("limit_in_bytes");
     let reached = limit.is_some() && number("max_usage_in_bytes") >= limit;
     number("failcnt").unwrap_or(0).saturating_add(u64::from(reached))

@@ -116,8 +116,8 @@ fn keyed(path: &PathBuf, key: &str) -> Option<u64> {
 }
 
 /// A file with one number; `max` and nonsense are `None`.
-fn number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+pub(crate) fn number(path: &Path) -> Option<u64> {
+    crate::line(path).ok()?.parse().ok()
 }
 
 #[cfg(test)]

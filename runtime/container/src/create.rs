@@ -207,7 +207,8 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
 
 /// Non-root users must be able to reopen `/dev/stderr`, which is the pipe. Best effort: it may be a file of others.
 pub(crate) fn own_pipes(fds: &[BorrowedFd<'_>; 3], uid: Option<u32>) {
-    let Some(uid) = uid.map(rustix::fs::Uid::from_raw) else { return };
+    let uid = uid.map(rustix::fs::Uid::from_raw).filter(|uid| !uid.is_root());
+    let Some(uid) = uid else { return };
     for fd in fds {
         let fifo = rustix::fs::fstat(fd).is_ok_and(|s| {
             rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Fifo

@@ -22,7 +22,7 @@ use crate::hooks::Hooks;
 use crate::label;
 use crate::plan::{self, MemoryPolicy, Process, Schedule};
 use crate::sys::process::{
-    cloexec_from, execve, fexecve, load_seccomp, new_session_keyring, reset_signals,
+    cloexec_from, execve, fexecve, let_signals_through, load_seccomp, new_session_keyring,
 };
 use crate::sys::schedule;
 use crate::{bpf, capabilities, capabilities::Sets};
@@ -191,7 +191,7 @@ fn prepare(p: &Process, end: &Ending<'_>) -> Result<(Option<CString>, Vec<CStrin
         // What exec would say, before there is a process that can only end.
         runnable(path).map_err(|errno| refused(&p.args[0], Some(path), errno))?;
     }
-    reset_signals();
+    let_signals_through();
     cloexec_from(3 + end.preserve_fds);
     if !filter_first {
         filter(end)?;

@@ -22,6 +22,7 @@ mod view;
 use std::process::ExitCode;
 
 use clap::Parser;
+use container::sys::process::unignore_signals;
 
 use crate::cli::{Cli, Command};
 use crate::error::Error;
@@ -48,6 +49,7 @@ fn run(cli: &Cli) -> Result<u8, Error> {
     log::debug(cli, || format!("{:?} under {}", cli.command, cli.root.display()));
     if matches!(cli.command, Command::Create(_) | Command::Run(_) | Command::Exec(_)) {
         sealed::check()?;
+        unignore_signals();
     }
     match &cli.command {
         Command::Spec(args) => spec::write(args).map(|()| 0),

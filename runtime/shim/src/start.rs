@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use cgroup::Hierarchies;
-use container::sys::process::{CloneArgs, clone, close_all_except, inherited, set_stdio};
+use container::sys::process::{CloneArgs, clone, close_all_except, set_stdio, unignore_signals};
 use container::sys::signals;
 use rustix::fs::{FlockOperation, flock};
 use rustix::net::{
@@ -69,13 +69,13 @@ fn serve_pod(node: Hierarchies) -> i32 {
 
 fn prepare() -> Result<(OwnedFd, OwnedFd, OwnedFd), String> {
     sys::frugal_heap();
+    unignore_signals();
     signals::block_all_signals();
     let _ = rustix::thread::set_name(c"lapstrake-shim");
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|e| format!("subreaper: {e}"))?;
-    let connection = inherited(0)
-        .and_then(|fd| rustix::io::fcntl_dupfd_cloexec(&fd, 3))
+    let connection = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
         .map_err(|e| format!("stdin: {e}"))?;
     let null = File::options()
         .read(true)

@@ -189,10 +189,27 @@ pub fn set_stdio(fds: [BorrowedFd<'_>; 3]) -> Result<(), Errno> {
 
 /// Every signal back to its default, none blocked: what a program expects to find.
 pub fn reset_signals() {
-    for signal in 1..=64 {
-        // SAFETY: setting SIG_DFL installs no handler; KILL, STOP and libc's own are refused harmlessly.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    unignore_signals();
+    let_signals_through();
+}
+
+/// Signals that a parent ignores stay ignored in all that it starts. A process that makes others takes that back once, for
+/// all of them; but SIGPIPE, which Rust's own start ignores, it needs as it is.
+pub fn unignore_signals() {
+    // The kernel's sigaction: no handler, no flags, an empty mask.
+    let default = [0u64; 4];
+    let old = ptr::null::<u64>();
+    for signal in (1..=64).filter(|signal| *signal != libc::SIGPIPE) {
+        // By the kernel's call, for libc's refuses the two signals that it keeps for its threads, of which there are none yet.
+        // SAFETY: it reads what lives across the call and installs no handler; KILL and STOP are refused harmlessly.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, 8) };
     }
+}
+
+/// None blocked, and SIGPIPE at its default, too.
+pub(crate) fn let_signals_through() {
+    // SAFETY: setting SIG_DFL installs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     // SAFETY: an all-zero sigset_t is the empty set on Linux; the old mask is not asked for.
     unsafe {
         let empty: libc::sigset_t = std::mem::zeroed();
@@ -292,15 +309,4 @@ pub fn signal(pid: i32, number: i32) -> Result<(), Errno> {
 pub fn set_controlling_terminal(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: TIOCSCTTY takes an integer, not a pointer.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0) }.into()).map(|_| ())
-}
-
-/// Takes over a descriptor number that this process was started with.
-///
-/// # Errors
-/// EBADF when it is not open.
-pub fn inherited(fd: RawFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: F_SETFD on a number only sets a flag or fails.
-    checked(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
-    // SAFETY: it is open, and by the protocol of the caller's start nobody else in this process owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -60,7 +60,7 @@ impl Bundle {
         self.command(args).output().expect("run lapstrake-oci")
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let root = self.dir.path().join("root");
         let mut command = Command::new(program());
         command.arg("--root").arg(root).args(args).current_dir(self.dir.path());
@@ -69,11 +69,16 @@ impl Bundle {
 
     /// As `oci`, for verbs after which a container holds our pipes open: output goes to a file.
     pub(crate) fn oci_to_file(&self, args: &[&str]) -> (bool, PathBuf) {
-        let out = self.dir.path().join("out");
-        let file = fs::File::options().append(true).create(true).open(&out).expect("open");
+        let (out, file) = self.output_file();
         let mut command = self.command(args);
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("dup")).stderr(file);
         (command.status().expect("run lapstrake-oci").success(), out)
+    }
+
+    pub(crate) fn output_file(&self) -> (PathBuf, fs::File) {
+        let out = self.dir.path().join("out");
+        let file = fs::File::options().append(true).create(true).open(&out).expect("open");
+        (out, file)
     }
 
     /// With `--systemd-cgroup`, by the system's bus or by another one. Answers the exit code and all that was said.

@@ -51,6 +51,34 @@ fn a_capability_the_kernel_does_not_have_is_warned_of() {
 }
 
 #[test]
+fn what_the_caller_ignores_its_containers_do_not() {
+    let Some(b) = Bundle::new("ignored", "cat /proc/self/status; exec sleep 1000") else { return };
+    let ignoring = |args: &[&str]| {
+        let trap = ["-c", "trap '' HUP USR2 PIPE TERM; exec \"$@\"", "sh"];
+        let inner = b.command(args);
+        let mut command = std::process::Command::new("sh");
+        command.args(trap).arg(inner.get_program()).args(inner.get_args());
+        command.current_dir(b.dir.path());
+        command
+    };
+    let (out, file) = b.output_file();
+    let mut run = ignoring(&["run", "--detach", &b.id]);
+    assert!(run.stdin(std::process::Stdio::null()).stdout(file).status().expect("run").success());
+    let exec = ignoring(&["exec", &b.id, "cat", "/proc/self/status"]).output().expect("exec");
+    let begun = std::time::Instant::now();
+    while !fs::read_to_string(&out).expect("read").contains("SigIgn") {
+        assert!(begun.elapsed().as_secs() < 10, "it says nothing");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    for status in [fs::read_to_string(&out).expect("read"), text(&exec.stdout)] {
+        for of in ["Ign", "Blk"] {
+            assert!(status.contains(&format!("Sig{of}:\t0000000000000000\n")), "{status}");
+        }
+    }
+    assert!(b.oci(&["delete", "-f", &b.id]).status.success());
+}
+
+#[test]
 fn exec_works_before_start_and_its_own_failures_have_their_code() {
     let Some(b) = Bundle::new("exec-early", "exec sleep 1000") else { return };
     assert!(b.oci_to_file(&["create", &b.id]).0);

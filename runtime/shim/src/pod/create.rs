@@ -1,6 +1,5 @@
 //! Creating and starting: give a creator its order, listen to what it and init report.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -51,7 +50,7 @@ impl Pod {
         let mut member = Member::new(ask.id.clone(), caller);
         member.seccomp = ask.seccomp_bpf.clone();
         member.bundle = PathBuf::from(&ask.bundle);
-        let ends = null().and_then(|null| Ok([null.try_clone()?, null.try_clone()?, null]));
+        let ends = null().and_then(|one| Ok([one, null()?, null()?]));
         self.sandbox = self.create(member, ends.map(Some), Ask::CreateSandbox(ask), fds);
     }
 
@@ -144,13 +143,15 @@ impl Pod {
             let Some(member) = self.members.get_mut(&key) else { return };
             match said {
                 Err(_) | Ok(Report::Closed) => return self.report_closed(key),
-                Ok(Report::Init { pid } | Report::External { pid }) => is(member, pid),
+                Ok(Report::Init { pid } | Report::External { pid }) => {
+                    self.born(key, pid, start_ticks(pid));
+                }
                 Ok(Report::Listener(_)) => {} // no filter of ours is loaded with one
                 Ok(Report::Clamped(text)) => note(&format!("{}: {text}", member.id)),
                 Ok(Report::Failed(error)) => self.report_failed(key, error),
                 Ok(Report::Ready { terminal, pid }) => {
                     if member.pid == 0 {
-                        is(member, pid); // it was quicker than its creator
+                        self.born(key, pid, start_ticks(pid)); // it was quicker than its creator
                     }
                     self.report_ready(key, terminal);
                 }
@@ -284,10 +285,6 @@ impl Pod {
     }
 }
 
-fn is(member: &mut Member, pid: i32) {
-    (member.pid, member.start_ticks) = (pid, start_ticks(pid));
-}
-
 /// What an external runtime cannot be given is refused by name.
 fn refused_by_handler(ask: &CreateContainer) -> Option<String> {
     let unserved = [
@@ -328,8 +325,9 @@ fn stdio(ask: &CreateContainer) -> io::Result<(member::Stdio, Option<[OwnedFd; 3
     Ok((ours, Some([stdin, stdout, stderr])))
 }
 
+/// What the shim itself has as its stdio.
 fn null() -> io::Result<OwnedFd> {
-    File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from)
+    rustix::stdio::stdin().try_clone_to_owned()
 }
 
 /// A pipe whose read end never blocks; the write end is an ordinary one.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use container::error::words;
+use container::sys::signals::Ended;
 use container::{SharedMemory, Word, channel};
 use protocol::Packet;
 use rustix::io::Errno;
@@ -23,6 +24,8 @@ pub(crate) struct Working {
     creator: Creator,
     /// The member that it makes.
     order: Option<u32>,
+    /// It has not said yet who that is.
+    expected: bool,
     /// When to see whether it has nothing to do, and to end it then.
     until: Instant,
 }
@@ -45,12 +48,12 @@ impl Pod {
         let until = Instant::now() + KEPT;
         let mut idle = self.creators.iter_mut().filter(|it| it.order.is_none());
         if let Some(it) = idle.find(|it| it.creator.order(call, &fds).is_ok()) {
-            (it.order, it.until) = (Some(key), until);
+            (it.order, it.expected, it.until) = (Some(key), true, until);
             return Ok(ours);
         }
         let creator = self.fork_creator().map_err(|e| format!("fork: {}", failed(e)))?;
         creator.order(call, &fds).map_err(|e| format!("tell its creator: {e}"))?;
-        self.creators.push(Working { creator, order: Some(key), until });
+        self.creators.push(Working { creator, order: Some(key), expected: true, until });
         Ok(ours)
     }
 
@@ -68,28 +71,55 @@ impl Pod {
     /// Takes what they have said. Nobody is woken by it: it is heard when it is needed, and a death is told by its signal.
     pub(super) fn hear_creators(&mut self) {
         let Self { creators, members, .. } = self;
+        let mut born = Vec::new();
         creators.retain_mut(|it| {
             while let Ok(Some(word)) = Word::hear(it.creator.channel.as_fd()) {
                 let member = it.order.and_then(|key| members.get_mut(&key));
-                match (word, member) {
-                    (Word::Planned { cgroup, own_pids }, Some(member)) => {
-                        (member.cgroup, member.own_pids) = (cgroup, own_pids);
+                match word {
+                    Word::Planned { cgroup, own_pids } => {
+                        if let Some(member) = member {
+                            (member.cgroup, member.own_pids) = (cgroup, own_pids);
+                        }
                     }
-                    (Word::Born { pid, start_ticks }, Some(member)) => {
-                        (member.pid, member.start_ticks) = (pid, start_ticks);
+                    Word::Born { pid, start_ticks } => {
+                        it.expected = false;
+                        born.extend(it.order.map(|key| (key, pid, start_ticks)));
                     }
-                    (Word::Done { goes_on, hits }, member) => {
-                        member.into_iter().for_each(|member| member.memory_hits = hits);
-                        (it.order, it.until) = (None, Instant::now() + KEPT);
+                    Word::Done { goes_on, hits } => {
+                        if let Some(member) = member {
+                            member.memory_hits = hits;
+                        }
+                        (it.order, it.expected) = (None, false);
+                        it.until = Instant::now() + KEPT;
                         if !goes_on {
                             return false;
                         }
                     }
-                    _ => {}
                 }
             }
             true
         });
+        born.into_iter().for_each(|(key, pid, start_ticks)| self.born(key, pid, start_ticks));
+        if !self.creators.iter().any(|it| it.expected) {
+            self.unborn.clear();
+        }
+    }
+
+    /// Who a member's init is. It may have ended by now.
+    pub(super) fn born(&mut self, key: u32, pid: i32, start_ticks: u64) {
+        let Some(member) = self.members.get_mut(&key) else { return };
+        (member.pid, member.start_ticks) = (pid, start_ticks);
+        if let Some(Ended { code, .. }) = self.unborn.iter().find(|it| it.pid == pid) {
+            self.member_ended(key, Some(*code));
+        }
+    }
+
+    /// A child that nobody knows has ended: an orphan of the pod, or an init that was quicker to fail than its creator is
+    /// to tell of it. That one's pid cannot come again in this moment: the kernel gives out all others first.
+    pub(super) fn unknown_ended(&mut self, ended: Ended) {
+        if self.creators.iter().any(|it| it.expected) {
+            self.unborn.push(ended);
+        }
     }
 
     /// False when it was none, or one that was known to end.

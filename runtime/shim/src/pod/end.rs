@@ -36,7 +36,9 @@ impl Pod {
             if !self.ended(ended) {
                 // A process says who it is before it can end, so what it said has arrived by now.
                 self.listen_all();
-                self.ended(ended);
+                if !self.ended(ended) {
+                    self.unknown_ended(ended);
+                }
             }
         }
     }

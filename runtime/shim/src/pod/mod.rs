@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use cgroup::Hierarchies;
 use container::Facts;
+use container::sys::signals::Ended;
 use protocol::{Empty, Hello, Kind, Phase, Reply, Update};
 use rustix::event::epoll;
 use rustix::io::Errno;
@@ -43,6 +44,8 @@ pub(crate) struct Pod {
     image: OwnedFd,
     pump: Pump,
     creators: Vec<creators::Working>,
+    /// Ended before a creator has said whose they are.
+    unborn: Vec<Ended>,
     members: BTreeMap<u32, Member>,
     sandbox: Option<u32>,
     /// Where the pod's shared memory is asked for by its containers.
@@ -69,6 +72,7 @@ impl Pod {
             image: image.into(),
             pump,
             creators: Vec::new(),
+            unborn: Vec::new(),
             members: BTreeMap::new(),
             sandbox: None,
             shm_path: None,
