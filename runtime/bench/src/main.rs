@@ -19,7 +19,7 @@ use peer::Peer;
 use shim::Pod;
 
 /// Rounds of each contender, in blocks by turns, so that a busy moment of the machine hits all of them.
-const BLOCKS: usize = 6;
+const BLOCKS: usize = 15;
 const PER_BLOCK: usize = 10;
 
 fn main() {
