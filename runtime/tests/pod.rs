@@ -58,10 +58,7 @@ async fn the_container_sees_itself_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[allow(unsafe_code)]
-async fn what_the_daemon_ignores_or_has_open_its_containers_do_not() {
-    // SAFETY: no handler is installed; no other test sends or awaits this signal.
-    unsafe { libc::signal(libc::SIGUSR2, libc::SIG_IGN) };
+async fn what_the_shim_ignores_or_has_open_its_containers_do_not() {
     let Some(node) = Node::start("ignored").await else { return };
     for fd in 0..3 {
         let is = std::fs::read_link(format!("/proc/{}/fd/{fd}", node.shim.pid())).expect("open");
