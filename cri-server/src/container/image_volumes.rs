@@ -18,7 +18,7 @@ pub(crate) fn resolve(ctx: &Ctx, mounts: &[Mount]) -> Result<BTreeMap<String, St
     if let Some((mount, _)) = volumes.clone().nth(runtime::TREES_MAX) {
         return Err(Error::ImageVolume {
             path: mount.container_path.clone(),
-            problem: format!("a container can have {} image volumes", runtime::TREES_MAX),
+            problem: format!("a container can have at most {} image volumes", runtime::TREES_MAX),
         });
     }
     volumes

@@ -114,6 +114,8 @@ async fn a_creator_that_cannot_go_on_is_followed_by_another() {
     let mut broken = Payload::sh("true");
     broken.mounts.push(r#"{"destination":"/d","source":"/no/such","options":["bind"]}"#.into());
     node.create("c2", broken).await.expect_err("no source");
+    run("plain", Payload::sh("true")).await;
+    assert_ne!(the_creator(&node).await, second);
     // The keeper of hooks is its child.
     let mut hooked = Payload::sh("true");
     hooked.hooks = r#"{"createRuntime":[{"path":"/bin/true"}]}"#.into();

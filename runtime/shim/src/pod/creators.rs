@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use container::error::words;
 use container::sys::signals::Ended;
-use container::{SharedMemory, Word, channel};
+use container::{SharedMemory, Word};
 use protocol::Packet;
 use rustix::io::Errno;
 
-use super::Pod;
+use super::{Pod, report_channel};
 use crate::creator::{Base, Creator};
 use crate::serve::Token;
 
@@ -39,9 +39,7 @@ impl Pod {
         fds: &[BorrowedFd<'_>],
     ) -> Result<OwnedFd, String> {
         let failed = |e: Errno| words(&e.into());
-        let (ours, theirs) = protocol::pair().map_err(failed)?;
-        channel::expect_credentials(ours.as_fd()).map_err(failed)?;
-        rustix::io::ioctl_fionbio(&ours, true).map_err(failed)?;
+        let (ours, theirs) = report_channel().map_err(failed)?;
         self.watch(ours.as_fd(), Token::Report(key)).map_err(failed)?;
         let fds: Vec<_> = [theirs.as_fd()].into_iter().chain(fds.iter().copied()).collect();
         self.hear_creators();
@@ -52,7 +50,9 @@ impl Pod {
             return Ok(ours);
         }
         let creator = self.fork_creator().map_err(|e| format!("fork: {}", failed(e)))?;
-        creator.order(call, &fds).map_err(|e| format!("tell its creator: {e}"))?;
+        creator
+            .order(call, &fds)
+            .map_err(|e| format!("its creator was killed (out of memory?): {e}"))?;
         self.creators.push(Working { creator, order: Some(key), expected: true, until });
         Ok(ours)
     }

@@ -1,12 +1,12 @@
 //! A container of an external runtime, where its life differs: who starts it and who deletes it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
-use container::{channel, sys::process::fork};
+use container::sys::process::fork;
 use protocol::{Kind, Phase};
 use rustix::io::Errno;
 
-use super::Pod;
+use super::{Pod, report_channel};
 use crate::enter;
 use crate::handler::Handler;
 use crate::link::Caller;
@@ -76,9 +76,7 @@ impl Pod {
     fn call_handler(&mut self, key: u32, verb: &str, options: &[&str]) -> Result<(), Errno> {
         let member = self.members.get(&key).ok_or(Errno::SRCH)?;
         let handler = member.handler.as_ref().ok_or(Errno::SRCH)?.of(&member.id);
-        let (ours, theirs): (OwnedFd, OwnedFd) = protocol::pair()?;
-        channel::expect_credentials(ours.as_fd())?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
+        let (ours, theirs) = report_channel()?;
         fork(|| enter::call(&handler, verb, options, theirs.as_fd()))?;
         self.watch(ours.as_fd(), Token::Report(key))?;
         let member = self.members.get_mut(&key).ok_or(Errno::SRCH)?;

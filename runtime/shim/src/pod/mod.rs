@@ -287,6 +287,14 @@ impl Pod {
     }
 }
 
+/// Our end, which never blocks and tells who speaks, and that of a process to come.
+fn report_channel() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (ours, theirs) = protocol::pair()?;
+    container::channel::expect_credentials(ours.as_fd())?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((ours, theirs))
+}
+
 /// Unix time in nanoseconds.
 fn now_ns() -> i64 {
     let now =

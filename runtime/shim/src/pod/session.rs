@@ -8,8 +8,8 @@ use container::{Report, Stdio, channel, sys::process::fork};
 use protocol::{ExecSync, Kind, Phase};
 use rustix::io::Errno;
 
-use super::Pod;
 use super::create::output_pipe;
+use super::{Pod, report_channel};
 use crate::enter::{self, ExecJob};
 use crate::exec::{Collector, DRAIN, SESSIONS_MAX, Session};
 use crate::link::Caller;
@@ -90,9 +90,7 @@ impl Pod {
         (process_json, seccomp): (&[u8], &str),
         stdio: Stdio<'_>,
     ) -> Result<(OwnedFd, String), Errno> {
-        let (ours, theirs) = protocol::pair()?;
-        channel::expect_credentials(ours.as_fd())?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
+        let (ours, theirs) = report_channel()?;
         let tracker = format!("{}/lapstrake-exec-{number}", member.cgroup);
         let job = ExecJob {
             init_pid: member.pid,
