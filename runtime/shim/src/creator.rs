@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use container::sys::arena::Arena;
 use container::sys::process::{close_all_except, fork};
 use container::{Facts, SharedMemory, channel};
 use protocol::{Ask, Body, Call, Packet, WireError};
@@ -52,6 +53,7 @@ fn obey(base: &Base<'_>, orders: BorrowedFd<'_>) -> i32 {
     let mut maker = Maker::new(base, orders);
     let mut buffer = vec![0; protocol::wire::INLINE_MAX];
     loop {
+        Arena::begin();
         let Ok(Some((packet, fds))) = protocol::receive(orders, &mut buffer) else { return 0 };
         let Some(Body::Call(Call { ask: Some(ask) })) = packet.body else { return 1 };
         let mut fds = fds.into_iter();

@@ -4,6 +4,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
+use container::sys::arena::Arena;
 use container::sys::process::close_all_except;
 use container::{Entry, Error, Facts, Stdio, channel};
 
@@ -34,6 +35,7 @@ pub(crate) struct ExecJob<'a> {
 
 /// Runs in the forked child; its result is the child's exit code.
 pub(crate) fn enter(job: &ExecJob<'_>) -> i32 {
+    Arena::begin();
     keep_only(job.stdio, [job.channel].into_iter());
     let result = match &job.handler {
         Some(handler) => handler::exec(handler, job),

@@ -23,6 +23,11 @@ mod sys;
 
 use std::process::ExitCode;
 
+use container::sys::arena::Arena;
+
+#[global_allocator]
+static ALLOCATOR: Arena = Arena;
+
 fn main() -> ExitCode {
     let mut args = std::env::args();
     match args.next().as_deref() {

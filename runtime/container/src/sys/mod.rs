@@ -1,6 +1,7 @@
 //! The system calls that no safe wrapper offers. Each block says why it is sound.
 #![allow(unsafe_code)]
 
+pub mod arena;
 pub(crate) mod link;
 pub mod mount;
 pub mod process;
