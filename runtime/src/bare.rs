@@ -1,11 +1,12 @@
-//! A mount namespace with nothing in it. Pause and containers start from a copy of it instead of one of the
-//! host's, which has as many mounts to copy, and to take away again, as the node's pods have together.
+//! A mount namespace with nothing in it but read-only directories. Pause and containers start from a copy of it instead of
+//! one of the host's, which has as many mounts to copy, and to take away again, as the node's pods have together.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, mkdir, open};
+use cgroup::Hierarchies;
+use rustix::fs::{Mode, OFlags, mkdir, open, statvfs};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
@@ -16,14 +17,18 @@ use rustix::process::{chdir, pivot_root};
 const PLACE: &str = "/dev";
 /// Empty directories for what a user namespace must see in its copy.
 const WHOLE: [&str; 2] = ["proc", "sys"];
+/// What covers masked directories, as the shim knows it.
+const EMPTY: &str = "empty";
+/// What the v1 groups of a container are mounted in, as the shim knows it.
+const GROUPS: &str = "cgroup";
 
 /// Made by a thread of its own, which ends with it. The namespace lives as long as the descriptor.
-pub(crate) fn namespace() -> io::Result<OwnedFd> {
-    let made = std::thread::spawn(make).join();
+pub(crate) fn namespace(node: &Hierarchies) -> io::Result<OwnedFd> {
+    let made = std::thread::scope(|scope| scope.spawn(|| make(node)).join());
     made.unwrap_or_else(|_| Err(io::Error::other("the thread that makes it panicked")))
 }
 
-fn make() -> io::Result<OwnedFd> {
+fn make(node: &Hierarchies) -> io::Result<OwnedFd> {
     let at = |what: &'static str| move |e: Errno| io::Error::other(format!("{what}: {e}"));
     crate::sys::unshare_mounts().map_err(at("unshare"))?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -32,13 +37,18 @@ fn make() -> io::Result<OwnedFd> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(at("make / private"))?;
     let attributes = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("tmpfs", PLACE, "tmpfs", attributes, c"mode=755,nr_inodes=4")
+    mount("tmpfs", PLACE, "tmpfs", attributes, c"mode=755,nr_inodes=100")
         .map_err(at("mount its root"))?;
-    for directory in WHOLE {
-        mkdir(Path::new(PLACE).join(directory), Mode::from_raw_mode(0o555))
-            .map_err(at(directory))?;
+    let directories = WHOLE.map(|name| (name, 0o555)).into_iter();
+    for (name, mode) in directories.chain([(EMPTY, 0o755), (GROUPS, 0o755)]) {
+        mkdir(Path::new(PLACE).join(name), Mode::from_raw_mode(mode)).map_err(at(name))?;
     }
-    mount_remount(PLACE, MountFlags::BIND | MountFlags::RDONLY | attributes, "")
+    let groups = open(Path::new(PLACE).join(GROUPS), flags, Mode::empty()).map_err(at(GROUPS))?;
+    node.make_places(groups).map_err(at(GROUPS))?;
+    // Nothing can be added, whoever makes it writable again.
+    let space = statvfs(PLACE).map_err(at("count its inodes"))?;
+    let limit = format!("nr_inodes={}", space.f_files - space.f_ffree);
+    mount_remount(PLACE, MountFlags::RDONLY | attributes, &*limit)
         .map_err(at("make its root read-only"))?;
     chdir(PLACE).map_err(at("go to its root"))?;
     pivot_root(".", ".").map_err(at("pivot_root"))?;

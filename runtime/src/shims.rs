@@ -68,7 +68,7 @@ impl Shims {
         let image = File::open(format!("/proc/self/fd/{}", image.as_raw_fd())).map_err(fail)?;
         let image = Arc::new(OwnedFd::from(image));
         let spawner = Arc::new(Spawner::new(&image).map_err(fail)?);
-        let bare = bare::namespace().inspect_err(|error| {
+        let bare = bare::namespace(&node).inspect_err(|error| {
             tracing::warn!(%error, "no bare mount namespace: each pod and container copies all mounts of the node");
         });
         let bare = bare.ok().map(Arc::new);

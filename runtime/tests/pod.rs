@@ -96,6 +96,40 @@ async fn below_its_root_there_is_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn containers_share_the_directories_that_none_of_them_can_change() {
+    let Some(node) = Node::start("templates").await else { return };
+    let script = "cat /proc/self/mountinfo; ls -A /sys/firmware | wc -l | sed s/^/firmware=/
+        touch /sys/firmware/x; touch /sys/fs/cgroup/x; ls -l /sys/fs/cgroup";
+    let mut shown = Vec::new();
+    for (name, caps) in [("c1", None), ("c2", None), ("c3", Some(r#"["CAP_SYS_ADMIN"]"#))] {
+        let mut payload = Payload::sh(script);
+        payload.caps = caps.map_or(payload.caps, str::to_owned);
+        let c = node.create(name, payload).await.expect("create");
+        c.start().await.expect("start");
+        c.exit().await;
+        let text = c.text();
+        assert!(text.contains("firmware=0\n"), "{text}");
+        assert_eq!(text.matches("x: Read-only file system").count(), 2, "{text}");
+        for h in &node.hierarchies().v1 {
+            assert!(text.contains(&format!(" {}\n", h.label())), "{h:?}\n{text}");
+        }
+        let device = |at: &str| {
+            let line = text.lines().find(|l| l.split(' ').nth(4) == Some(at)).expect("mounted");
+            line.split(' ').nth(2).expect("device").to_owned()
+        };
+        shown.push([device("/sys/firmware"), device("/sys/fs/cgroup")]);
+    }
+    let [one, other, powerful] = shown.as_slice() else { panic!("three") };
+    assert_eq!(one, other);
+    assert_ne!(one[0], powerful[0], "who could write to it has its own");
+    if !node.hierarchies().v1.is_empty() {
+        assert_eq!(one[0], one[1]);
+        assert_ne!(one[1], powerful[1]);
+    }
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_missing_command_is_a_start_error_that_names_it() {
     let Some(node) = Node::start("missing").await else { return };
     let c = node.create("c1", Payload::args(&["no-such-command"])).await.expect("create");

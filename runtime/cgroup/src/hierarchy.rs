@@ -3,8 +3,12 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, mkdirat, symlinkat};
+use rustix::io::Errno;
 
 use crate::Error;
 
@@ -48,6 +52,18 @@ pub fn driver() -> Result<Driver, Error> {
 }
 
 impl Hierarchies {
+    /// Makes what the v1 hierarchies are seen as: a directory for each, by its label, and for controllers that are
+    /// mounted together a link by the single name of each.
+    pub fn make_places(&self, dir: impl AsFd) -> Result<(), Errno> {
+        for name in self.v1.iter().map(Hierarchy::label) {
+            mkdirat(&dir, &name, Mode::from_raw_mode(0o755))?;
+            for single in name.split(',').filter(|_| name.contains(',')) {
+                symlinkat(&name, &dir, single)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads `/proc/self/mountinfo` up to the last hierarchy that `/proc/self/cgroup` names. They are mounted at boot:
     /// the mounts of the node's pods, which may be thousands, come behind them.
     pub fn detect() -> Result<Self, Error> {
@@ -206,6 +222,23 @@ mod tests {
 
     fn find(mountinfo: &str, names: &str) -> Hierarchies {
         Hierarchies::find(mountinfo.as_bytes(), names).expect("text")
+    }
+
+    #[test]
+    fn each_v1_hierarchy_gets_a_place_and_single_names_for_those_together() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let h = find(HYBRID, "2:cpu,cpuacct:/\n1:name=systemd:/a\n0::/a\n");
+        h.make_places(File::open(dir.path()).expect("open")).expect("made");
+        let mut names: Vec<_> = std::fs::read_dir(dir.path())
+            .expect("list")
+            .flatten()
+            .map(|e| (e.file_name(), e.file_type().expect("type").is_dir()))
+            .collect();
+        names.sort();
+        let expected =
+            [("cpu", false), ("cpu,cpuacct", true), ("cpuacct", false), ("systemd", true)];
+        assert_eq!(names, expected.map(|(name, dir)| (name.into(), dir)));
+        assert!(dir.path().join("cpuacct").is_dir(), "the link leads there");
     }
 
     struct Broken;

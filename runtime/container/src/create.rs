@@ -197,7 +197,7 @@ pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
         Word::Born { pid, start_ticks: start_ticks(pid) }.say(channel)?;
     }
     if groups.beside {
-        groups.make(c, None)?;
+        groups.make(c)?;
     }
     let passed = gate.map_or(Ok(()), |gate| gate.open(pid));
     // After the gate, whose keeper has copies.

@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use cgroup::Joins;
-use rustix::fs::{Mode, OFlags, mkdirat, openat, symlinkat};
+use cgroup::hierarchy::Hierarchy;
 use rustix::io::{Errno, retry_on_intr};
+use rustix::mount::{MountAttrFlags, MoveMountFlags, move_mount};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -21,10 +22,11 @@ use crate::gate::Gate;
 use crate::mounts::move_onto;
 use crate::overlay;
 use crate::plan::{From, Mount, Namespace};
-use crate::sources::{birth_attributes, change, clone_tree};
+use crate::sources::{change, clone_tree};
 use crate::sys::mount::{Change, attr};
 use crate::sys::process::close_copy;
 use crate::sys::schedule;
+use crate::template::Templates;
 use crate::users::Users;
 
 const STAGE: &str = "create the cgroup";
@@ -34,13 +36,9 @@ const FDS_MAX: usize = 253;
 /// The message that brings a part of it by descriptors.
 const MADE: u8 = b'M';
 
-/// What a cgroup mount of v1 is to be: a small tmpfs with a directory for each hierarchy, and a detached tree for each, the
-/// container's own group.
+/// What a cgroup mount of v1 shows: a detached tree for each hierarchy, the container's own group.
 #[derive(Debug)]
-pub(crate) struct CgroupMount {
-    holder: OwnedFd,
-    groups: Vec<(OwnedFd, OwnedFd)>,
-}
+pub(crate) struct CgroupMount(Vec<OwnedFd>);
 
 #[derive(Debug)]
 pub(crate) struct Groups {
@@ -67,18 +65,19 @@ impl Groups {
         let beside = users.is_none() && !is_needed_early(c);
         let groups = Self { born, beside, creator, init };
         if !beside {
-            groups.make(c, users)?;
+            groups.make(c)?;
         }
         Ok(groups)
     }
 
     /// Makes them, writes their limits and hands them over, what init is to join first; it waits for that before it
     /// says that it is ready.
-    pub(crate) fn make(&self, c: &Creation<'_>, users: Option<&Users>) -> Result<(), Error> {
+    pub(crate) fn make(&self, c: &Creation<'_>) -> Result<(), Error> {
         let tasks = self.limit(c).and_then(|()| self.tasks(c));
         self.hand_over(tasks, |tasks| tasks.iter().map(AsFd::as_fd).collect())?;
         cgroup_mounts(c).try_for_each(|mount| {
-            self.hand_over(CgroupMount::make(c, mount, users), CgroupMount::fds)
+            let made = CgroupMount::make(c, mount);
+            self.hand_over(made, |made| made.0.iter().map(AsFd::as_fd).collect())
         })
     }
 
@@ -128,67 +127,51 @@ impl Groups {
             .enter()
             .at(JOIN, format!("write 0 to the files of {}", c.plan.cgroup))?;
         schedule::set_all_cpus().at("CPU affinity", "any CPU of the group")?;
-        let mounts = cgroup_mounts(c).map(|_| receive(self.init.as_fd()).and_then(CgroupMount::of));
-        mounts.collect()
+        cgroup_mounts(c).map(|_| receive(self.init.as_fd()).map(CgroupMount)).collect()
     }
 }
 
 impl CgroupMount {
-    fn make(c: &Creation<'_>, mount: &Mount, users: Option<&Users>) -> Result<Self, Error> {
+    fn make(c: &Creation<'_>, mount: &Mount) -> Result<Self, Error> {
         let stage = &format!("mount {}", mount.destination.display());
-        let [uid, gid] = users.map_or([0, 0], Users::root).map(|id| id.to_string());
-        let parameters = [("mode", "755"), ("uid", &uid), ("gid", &gid)];
-        let attributes = birth_attributes(&mount.options);
-        let label = c.plan.mount_label.as_deref();
-        let holder = overlay::tmpfs(stage, &parameters, label, attributes)?;
-        let writable = Change { clear: attr::RDONLY, ..Default::default() };
-        change(&holder, stage, writable)?;
-        let mut groups = Vec::new();
-        for h in &c.node.v1 {
-            let name = h.label();
-            let tree =
-                clone_tree(&h.mount.join(c.plan.cgroup.trim_start_matches('/')), false, stage)?;
-            let set = mount.options.attributes.set;
-            change(&tree, stage, Change { set, ..Default::default() })?;
-            // The file system is new and nobody else sees it: the name is what was made here.
-            mkdirat(&holder, &name, Mode::from_raw_mode(0o755))
-                .at(stage, format!("make {name}"))?;
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let place =
-                openat(&holder, &name, flags, Mode::empty()).at(stage, format!("open {name}"))?;
-            // Co-mounted controllers are looked up by their single names too.
-            for single in name.split(',').filter(|_| name.contains(',')) {
-                symlinkat(&name, &holder, single).at(stage, format!("link {single}"))?;
-            }
-            groups.push((place, tree));
+        let group = c.plan.cgroup.trim_start_matches('/');
+        let tree = |h: &Hierarchy| clone_tree(&h.mount.join(group), false, stage);
+        c.node.v1.iter().map(tree).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The first that is to be read-only has its places in the template, which nobody can write to, others in a small
+    /// tmpfs.
+    pub(crate) fn attach(
+        &self,
+        c: &Creation<'_>,
+        mount: &Mount,
+        place: &OwnedFd,
+        templates: &mut Templates,
+    ) -> Result<(), Error> {
+        let stage = &format!("mount {}", mount.destination.display());
+        let (own, below) = (mount.options.attributes, mount.options.recursive_attributes);
+        let (set, clear) = (own.set | below.set, own.clear | below.clear);
+        let holder = match templates.groups.take_if(|_| set & attr::RDONLY != 0) {
+            Some(template) => template,
+            None => own_holder(c, stage)?,
+        };
+        move_onto(&holder, place).at(stage, "attach")?;
+        for (h, tree) in c.node.v1.iter().zip(&self.0) {
+            let (name, flags) = (h.label(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+            move_mount(tree, "", &holder, &name, flags).at(stage, format!("attach {name}"))?;
         }
-        if mount.options.attributes.set & attr::RDONLY != 0 {
-            change(&holder, stage, Change { set: attr::RDONLY, ..Default::default() })?;
-        }
-        Ok(Self { holder, groups })
-    }
-
-    fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        let groups = self.groups.iter().flat_map(|(place, tree)| [place.as_fd(), tree.as_fd()]);
-        [self.holder.as_fd()].into_iter().chain(groups).collect()
-    }
-
-    /// From what [`CgroupMount::fds`] gave.
-    fn of(fds: Vec<OwnedFd>) -> Result<Self, Error> {
-        let mut fds = fds.into_iter();
-        let holder = fds.next().ok_or_else(|| Error::new(JOIN, "its mount did not arrive"))?;
-        let groups = std::iter::from_fn(|| Some((fds.next()?, fds.next()?))).collect();
-        Ok(Self { holder, groups })
-    }
-
-    pub(crate) fn attach(&self, place: &OwnedFd, stage: &str) -> Result<(), Error> {
-        move_onto(&self.holder, place).at(stage, "attach")?;
-        let mut groups = self.groups.iter();
-        groups.try_for_each(|(place, tree)| move_onto(tree, place)).at(stage, "attach a group")
+        change(&holder, stage, Change { set, clear, recursive: true, ..Default::default() })
     }
 }
 
-fn cgroup_mounts<'a>(c: &Creation<'a>) -> impl Iterator<Item = &'a Mount> {
+fn own_holder(c: &Creation<'_>, stage: &str) -> Result<OwnedFd, Error> {
+    let label = c.plan.mount_label.as_deref();
+    let holder = overlay::tmpfs(stage, &[("mode", "755")], label, MountAttrFlags::empty())?;
+    c.node.make_places(&holder).at(stage, "make a place for each hierarchy")?;
+    Ok(holder)
+}
+
+pub(crate) fn cgroup_mounts<'a>(c: &Creation<'a>) -> impl Iterator<Item = &'a Mount> {
     let v1 = !c.node.is_v2();
     c.plan.mounts.iter().filter(move |m| v1 && m.from == From::Cgroup)
 }

@@ -21,6 +21,7 @@ use crate::root::Root;
 use crate::sources::{Sources, View};
 use crate::sys::process::{close_all_except, set_stdio, unshare};
 use crate::sys::signals;
+use crate::template::Templates;
 use crate::{channel, dev, label, mask, mounts, users};
 
 /// Runs in the new process; returns only when something failed or the parent is gone. `own_users`: in a user
@@ -64,12 +65,12 @@ fn build_and_become(
         process::own_keyring()?;
     }
 
-    let (root, jail) = attach_root(c, sources, place)?;
+    let (root, jail, mut templates) = attach_root(c, sources, place)?;
     let mut unfinished = Unfinished::default();
     if let Rootfs::Empty { shm_size } = c.rootfs {
         mounts::shared_memory(&root, shm_size, plan.mount_label.as_deref())?;
     } else {
-        unfinished = mounts::attach_all(&root, c, sources, &early)?;
+        unfinished = mounts::attach_all(&root, c, sources, &early, &mut templates)?;
         dev::populate(&root, plan, &sources.devices)?;
     }
     let terminal = match c.stdio {
@@ -79,7 +80,7 @@ fn build_and_become(
         }
         Stdio::Terminal => Some(dev::terminal(&root, &plan.process, plan.make_dev)?),
     };
-    mask::hide(&root, plan, sources.null.as_ref())?;
+    mask::hide(&root, plan, sources.null.as_ref(), templates.empty.take())?;
     // The working directory may lie on a volume or in the image; it is made before the root turns read-only.
     root.make_dirs(&plan.process.cwd)
         .at("working directory", format!("make {}", plan.process.cwd.display()))?;
@@ -102,7 +103,7 @@ fn build_and_become(
     }
     drop(root);
     if groups.beside {
-        unfinished.attach_groups(&groups.join(c)?)?;
+        unfinished.attach_groups(c, &groups.join(c)?, &mut templates)?;
     }
     // It may wait for long, beside processes of the same pid namespace: nothing of the host stays open.
     let sealed = match c.program {
@@ -250,13 +251,15 @@ fn attach_root(
     c: &Creation<'_>,
     sources: &Sources,
     place: Option<OwnedFd>,
-) -> Result<(Root, Jail), Error> {
+) -> Result<(Root, Jail, Templates), Error> {
+    let mut templates = Templates::default();
     match &sources.view {
         View::Own | View::Shared | View::BareOfUsers(..) => {} // it was born there
         View::Joined(namespace) => join(Namespace::Mount, namespace)?,
         View::Bare(namespace) => {
             join(Namespace::Mount, namespace)?;
             unshare(Namespace::Mount as u64).at("copy the mounts to start from", "unshare")?;
+            templates = Templates::here(c)?;
         }
     }
     // What a joined one has below its root is not ours to walk: the container's root is put right over it.
@@ -269,5 +272,6 @@ fn attach_root(
     mounts::move_onto(&sources.root, &place)
         .at(MOUNT_ROOT, format!("attach to {}", c.bundle.display()))?;
     // The descriptor of the detached mount is the root of the attached one.
-    Ok((Root::new(sources.root.try_clone().at(MOUNT_ROOT, "duplicate")?), jail))
+    let root = Root::new(sources.root.try_clone().at(MOUNT_ROOT, "duplicate")?);
+    Ok((root, jail, templates))
 }

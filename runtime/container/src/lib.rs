@@ -41,6 +41,7 @@ mod overlay;
 mod process;
 mod root;
 mod sources;
+mod template;
 
 pub use channel::{Report, TO_START, Word};
 pub use create::{

@@ -1,6 +1,7 @@
-//! Masked and read-only paths. Files are covered by *our* `/dev/null`, directories by an empty read-only tmpfs:
+//! Masked and read-only paths. Files are covered by *our* `/dev/null`, directories by an empty read-only one of ours:
 //! nothing that the image provides is ever used as the mask.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -27,8 +28,13 @@ pub(crate) fn null_device() -> Result<OwnedFd, Error> {
     Ok(null)
 }
 
-/// `null`: what covers files.
-pub(crate) fn hide(root: &Root, plan: &Plan, null: Option<&OwnedFd>) -> Result<(), Error> {
+/// `null`: what covers files; `empty`: what covers directories, where it is there already.
+pub(crate) fn hide(
+    root: &Root,
+    plan: &Plan,
+    null: Option<&OwnedFd>,
+    empty: Option<OwnedFd>,
+) -> Result<(), Error> {
     for path in &plan.readonly {
         let stage = format!("make {} read-only", path.display());
         let Some(place) = existing(root.place(path), &stage)? else { continue };
@@ -37,8 +43,8 @@ pub(crate) fn hide(root: &Root, plan: &Plan, null: Option<&OwnedFd>) -> Result<(
         set(tree.as_fd(), readonly, None).at(&stage, "set attributes")?;
         move_onto(&tree, &place).at(&stage, "attach")?;
     }
-    let mut masks =
-        Masks { label: plan.mount_label.as_deref(), null, null_is_attached: false, empty: None };
+    let label = plan.mount_label.as_deref();
+    let mut masks = Masks { label, null, null_in_use: false, empty, empty_in_use: false };
     for path in &plan.masked {
         let stage = format!("mask {}", path.display());
         let Some(place) = existing(root.place(path), &stage)? else { continue };
@@ -59,35 +65,41 @@ fn existing(place: Result<OwnedFd, Errno>, stage: &str) -> Result<Option<OwnedFd
 }
 
 /// The first mask of a kind is attached itself; the others are clones of it: what is attached nowhere is not cloned by
-/// kernels before 6.15, and one tmpfs serves all.
+/// kernels before 6.15, and one file system serves all.
 struct Masks<'a> {
     label: Option<&'a str>,
     null: Option<&'a OwnedFd>,
-    null_is_attached: bool,
+    null_in_use: bool,
     empty: Option<OwnedFd>,
+    empty_in_use: bool,
 }
 
 impl Masks<'_> {
     fn file(&mut self, stage: &str) -> Result<OwnedFd, Error> {
         let null = self.null.ok_or_else(|| Error::new(stage, "there is no null device"))?;
-        match std::mem::replace(&mut self.null_is_attached, true) {
-            false => null.try_clone().at(stage, "duplicate"),
-            true => clone_of(null, false).at(stage, "clone /dev/null"),
-        }
+        one_more(null, &mut self.null_in_use).at(stage, "clone /dev/null")
     }
 
     fn directory(&mut self, stage: &str) -> Result<OwnedFd, Error> {
-        if let Some(empty) = &self.empty {
-            return clone_of(empty, false).at(stage, "clone the empty directory");
-        }
-        let tree = overlay::tmpfs(
-            stage,
-            &[("mode", "755"), ("size", "0"), ("nr_inodes", "2")],
-            self.label,
-            MountAttrFlags::MOUNT_ATTR_RDONLY,
-        )?;
-        self.empty = Some(tree.try_clone().at(stage, "duplicate")?);
-        Ok(tree)
+        let empty = match self.empty.take() {
+            Some(empty) => empty,
+            None => overlay::tmpfs(
+                stage,
+                &[("mode", "755"), ("size", "0"), ("nr_inodes", "2")],
+                self.label,
+                MountAttrFlags::MOUNT_ATTR_RDONLY,
+            )?,
+        };
+        let mask = one_more(&empty, &mut self.empty_in_use).at(stage, "clone the empty directory");
+        self.empty = Some(empty);
+        mask
+    }
+}
+
+fn one_more(mask: &OwnedFd, in_use: &mut bool) -> io::Result<OwnedFd> {
+    match std::mem::replace(in_use, true) {
+        false => mask.try_clone(),
+        true => Ok(clone_of(mask, false)?),
     }
 }
 

@@ -21,31 +21,38 @@ use crate::sources::{
     Source, Sources, attributes, birth_attributes, change, configure, map_ids, unmapped,
 };
 use crate::sys::mount::{Change, attr, set};
+use crate::template::Templates;
 use crate::{label, overlay};
 
 /// Mounts that are not finished when all others are in place.
 #[derive(Debug, Default)]
-pub(crate) struct Unfinished {
+pub(crate) struct Unfinished<'a> {
     /// Become read-only, for other mounts and devices have gone into them.
     pub(crate) writable: Vec<OwnedFd>,
     /// The places of cgroup mounts that are still to come.
-    groups: Vec<(OwnedFd, String)>,
+    groups: Vec<(OwnedFd, &'a Mount)>,
 }
 
-impl Unfinished {
-    pub(crate) fn attach_groups(&self, groups: &[CgroupMount]) -> Result<(), Error> {
+impl Unfinished<'_> {
+    pub(crate) fn attach_groups(
+        &self,
+        c: &Creation<'_>,
+        groups: &[CgroupMount],
+        templates: &mut Templates,
+    ) -> Result<(), Error> {
         let mut both = groups.iter().zip(&self.groups);
-        both.try_for_each(|(groups, (place, stage))| groups.attach(place, stage))
+        both.try_for_each(|(groups, (place, mount))| groups.attach(c, mount, place, templates))
     }
 }
 
 /// `groups`: the cgroup mounts, where they are there already.
-pub(crate) fn attach_all(
+pub(crate) fn attach_all<'a>(
     root: &Root,
-    c: &Creation<'_>,
+    c: &Creation<'a>,
     sources: &Sources,
     groups: &[CgroupMount],
-) -> Result<Unfinished, Error> {
+    templates: &mut Templates,
+) -> Result<Unfinished<'a>, Error> {
     let mut unfinished = Unfinished::default();
     let mut groups = groups.iter();
     for (mount, source) in c.plan.mounts.iter().zip(&sources.mounts) {
@@ -60,8 +67,8 @@ pub(crate) fn attach_all(
                     .make_dirs(&mount.destination)
                     .at(&stage, format!("make {} in the root", mount.destination.display()))?;
                 match groups.next() {
-                    Some(groups) => groups.attach(&place, &stage)?,
-                    None => unfinished.groups.push((place, stage)),
+                    Some(groups) => groups.attach(c, mount, &place, templates)?,
+                    None => unfinished.groups.push((place, mount)),
                 }
             }
             Source::Inside(users) => {

@@ -210,9 +210,13 @@ fn source(c: &Creation<'_>, mount: &Mount, pinned: &mut Pinned<'_>) -> Result<So
 }
 
 pub(crate) fn clone_tree(path: &Path, recursive: bool, stage: &str) -> Result<OwnedFd, Error> {
+    open_tree_at(path, recursive).at(stage, format!("open {}", path.display()))
+}
+
+pub(crate) fn open_tree_at(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    open_tree(CWD, path, flags).at(stage, format!("open {}", path.display()))
+    open_tree(CWD, path, flags)
 }
 
 /// The pod's shared memory hangs in pause's mount namespace and nowhere else.

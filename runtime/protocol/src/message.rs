@@ -48,7 +48,8 @@ pub enum Ask {
     #[prost(message, tag = "1")]
     Hello(Hello),
     /// Descriptors: the network namespace, when `has_netns`; when `has_mounts`, a mount namespace that holds
-    /// nothing, of which pause gets a copy instead of one of the host's.
+    /// nothing but read-only directories, of which pause gets a copy instead of one of the host's. Two of them the shim
+    /// uses where it finds them: `/empty` and `/cgroup`, which has a directory for each v1 hierarchy.
     #[prost(message, tag = "2")]
     CreateSandbox(CreateSandbox),
     /// Descriptors: detached mounts, one for each of `trees`; a mount namespace as with `CreateSandbox`, when
