@@ -54,6 +54,16 @@ impl Hierarchies {
         })
     }
 
+    /// The same below a parent that has handed its controllers to a group before, so that this is not looked at again.
+    pub fn create_unified_sibling(&self, group: &str) -> Result<(), Error> {
+        check(group)?;
+        let Some(dir) = self.unified_dir(group) else { return Ok(()) };
+        match rustix::fs::mkdir(dir, rustix::fs::Mode::from_raw_mode(0o755)) {
+            Ok(()) => Ok(()),
+            Err(_) => self.create_unified(group),
+        }
+    }
+
     /// The rest of `create`: what a process joins by itself.
     pub fn create_v1(&self, group: &str) -> Result<(), Error> {
         check(group)?;

@@ -24,6 +24,8 @@ pub struct Creation<'a> {
     pub bundle: &'a Path,
     pub plan: &'a Plan,
     pub node: &'a cgroup::Hierarchies,
+    /// A container of this node has been created beside it, with the same parent of their groups.
+    pub has_sibling: bool,
     pub rootfs: Rootfs,
     pub stdio: Stdio<'a>,
     pub program: Program<'a>,

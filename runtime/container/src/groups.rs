@@ -59,7 +59,11 @@ impl Groups {
         let mut born = None;
         // Root of a user namespace may not make a process in a group of the host's, but write to a file that is open.
         if users.is_none() {
-            c.node.create_unified(&c.plan.cgroup).map_err(failed(STAGE))?;
+            let made = match c.has_sibling {
+                true => c.node.create_unified_sibling(&c.plan.cgroup),
+                false => c.node.create_unified(&c.plan.cgroup),
+            };
+            made.map_err(failed(STAGE))?;
             born = c.node.born(&c.plan.cgroup).map_err(failed(JOIN))?;
         }
         let beside = users.is_none() && !is_needed_early(c);
@@ -123,9 +127,8 @@ impl Groups {
         close_copy(self.creator.as_fd()); // so that its end is noticed
         let tasks = receive(self.init.as_fd())?;
         // By itself: moving another process takes a global lock for milliseconds.
-        Joins { tasks, born: None }
-            .enter()
-            .at(JOIN, format!("write 0 to the files of {}", c.plan.cgroup))?;
+        let joins = Joins { tasks, born: None };
+        joins.enter().at(JOIN, format!("write 0 to the files of {}", c.plan.cgroup))?;
         schedule::set_all_cpus().at("CPU affinity", "any CPU of the group")?;
         cgroup_mounts(c).map(|_| receive(self.init.as_fd()).map(CgroupMount)).collect()
     }

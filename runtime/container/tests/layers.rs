@@ -77,6 +77,7 @@ fn run(dir: &Path, rootfs: Rootfs, script: &str) -> String {
         bundle: &dir.join("bundle"),
         plan: &plan,
         node: &node,
+        has_sibling: false,
         rootfs,
         stdio: Stdio::Pipes([input.as_fd(), output.as_fd(), output.as_fd()]),
         program: Program::Args,

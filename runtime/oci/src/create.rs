@@ -193,6 +193,7 @@ impl Order<'_> {
             bundle: self.bundle,
             plan,
             node: self.node,
+            has_sibling: false,
             rootfs: Rootfs::Directory(self.rootfs.clone()),
             stdio: if plan.process.terminal { Stdio::Terminal } else { Stdio::Pipes(stdio) },
             program: Program::Args,

@@ -22,17 +22,12 @@ mod view;
 use std::process::ExitCode;
 
 use clap::Parser;
-use container::sys::arena::Arena;
 use container::sys::process::unignore_signals;
 
 use crate::cli::{Cli, Command};
 use crate::error::Error;
 
-#[global_allocator]
-static ALLOCATOR: Arena = Arena;
-
 fn main() -> ExitCode {
-    Arena::begin();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {

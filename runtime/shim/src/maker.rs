@@ -13,6 +13,9 @@ use protocol::{CreateContainer, CreateSandbox};
 use crate::creator::Base;
 use crate::{bundle, handler};
 
+/// What a path in a call of the kernel's ends at.
+const PATH_MAX: usize = 4096;
+
 /// Makes one after another. Each time it says whether another one may be made by this process.
 pub(crate) struct Maker<'a> {
     base: &'a Base<'a>,
@@ -20,11 +23,20 @@ pub(crate) struct Maker<'a> {
     /// Without one, the first is the last.
     home: Option<Home>,
     shm: Option<SharedMemory>,
+    /// That of the group of the one before. Room for it there is from the beginning: what is allocated with an order and
+    /// kept would keep the room of all that came with it.
+    parent_group: String,
 }
 
 impl<'a> Maker<'a> {
     pub(crate) fn new(base: &'a Base<'a>, orders: BorrowedFd<'a>) -> Self {
-        Self { base, orders, home: Home::here().ok(), shm: base.shm.clone() }
+        Self {
+            base,
+            orders,
+            home: Home::here().ok(),
+            shm: base.shm.clone(),
+            parent_group: String::with_capacity(PATH_MAX),
+        }
     }
 
     pub(crate) fn sandbox(
@@ -138,11 +150,13 @@ impl<'a> Maker<'a> {
     ) -> Result<bool, Error> {
         let own_pids = plan.namespaces.new & Namespace::Pid as u64 != 0;
         Word::Planned { cgroup: plan.cgroup.clone(), own_pids }.say(self.orders)?;
+        let (parent, _) = plan.cgroup.rsplit_once('/').unwrap_or_default();
         let creation = Creation {
             id: job.id,
             bundle: job.bundle,
             plan,
             node: self.base.node,
+            has_sibling: self.parent_group == parent,
             rootfs: job.rootfs.clone(),
             stdio: job.stdio,
             program: match job.role {
@@ -163,6 +177,8 @@ impl<'a> Maker<'a> {
             extras: Extras::default(),
         };
         let pid = container::create(&creation)?;
+        self.parent_group.clear();
+        self.parent_group.push_str(parent);
         if let (Role::Pause, Rootfs::Empty { shm_size: 1.. }) = (job.role, &job.rootfs) {
             self.shm = Some(SharedMemory { path: job.bundle.join("shm"), pause_pid: pid });
         }
