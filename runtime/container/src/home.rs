@@ -4,41 +4,56 @@ use std::fs;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags, open};
+use rustix::process::getppid;
 
 use crate::create::Creation;
-use crate::error::{At, Error};
 use crate::init::join;
 use crate::plan::Namespace;
 use crate::process::OOM_SCORE_ADJ;
 
-const STAGE: &str = "prepare the creator";
-
-/// The namespaces and the score of a process.
-#[derive(Debug)]
+/// The namespaces and the score that a process has from its parent, where they are looked up when they are first needed:
+/// after a container is made, when nobody waits for it.
+#[derive(Debug, Default)]
 pub struct Home {
+    parents: Option<Parents>,
+}
+
+#[derive(Debug)]
+struct Parents {
     namespaces: Vec<(Namespace, OwnedFd)>,
     oom_score_adj: String,
 }
 
 impl Home {
-    /// Of the calling process as it is now.
-    pub fn here() -> Result<Self, Error> {
+    /// Takes back what the calling process did to itself to make this container. False when something stays: then it
+    /// is not to make another one.
+    pub fn come_back(&mut self, from: &Creation<'_>) -> bool {
+        if from.marks_its_creator() {
+            return false;
+        }
+        let Some(parents) = self.parents.take().or_else(Parents::of_this_process) else {
+            return false;
+        };
+        self.parents.insert(parents).restore(from)
+    }
+}
+
+impl Parents {
+    fn of_this_process() -> Option<Self> {
         use Namespace::{Ipc, Net, Pid, Uts};
+        let parent = getppid()?.as_raw_nonzero();
         let open = |(kind, name)| {
-            let path = format!("/proc/self/ns/{name}");
-            let opened = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-            Ok((kind, opened.at(STAGE, format!("open {path}"))?))
+            let path = format!("/proc/{parent}/ns/{name}");
+            Some((kind, open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?))
         };
         let kinds = [(Ipc, "ipc"), (Net, "net"), (Pid, "pid"), (Uts, "uts")];
-        Ok(Self {
-            namespaces: kinds.into_iter().map(open).collect::<Result<_, _>>()?,
-            oom_score_adj: fs::read_to_string(OOM_SCORE_ADJ).at(STAGE, "read its score")?,
+        Some(Self {
+            namespaces: kinds.into_iter().map(open).collect::<Option<_>>()?,
+            oom_score_adj: fs::read_to_string(format!("/proc/{parent}/oom_score_adj")).ok()?,
         })
     }
 
-    /// Takes back what the calling process did to itself to make this container. False when something stays: then it
-    /// is not to make another one.
-    pub fn come_back(&self, from: &Creation<'_>) -> bool {
+    fn restore(&self, from: &Creation<'_>) -> bool {
         let plan = from.plan;
         let joins = plan.namespaces.join.iter().map(|(kind, _)| *kind);
         let joined = joins.chain(from.netns.map(|_| Namespace::Net));
@@ -48,8 +63,7 @@ impl Home {
             let own = self.namespaces.iter().find(|(kind, _)| *kind == wanted);
             own.is_some_and(|(kind, fd)| join(*kind, fd).is_ok())
         };
-        !from.marks_its_creator()
-            && joined.all(back)
+        joined.all(back)
             && (plan.process.oom_score_adj.is_none()
                 || fs::write(OOM_SCORE_ADJ, &self.oom_score_adj).is_ok())
     }

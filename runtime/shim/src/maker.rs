@@ -20,8 +20,7 @@ const PATH_MAX: usize = 4096;
 pub(crate) struct Maker<'a> {
     base: &'a Base<'a>,
     orders: BorrowedFd<'a>,
-    /// Without one, the first is the last.
-    home: Option<Home>,
+    home: Home,
     shm: Option<SharedMemory>,
     /// That of the group of the one before. Room for it there is from the beginning: what is allocated with an order and
     /// kept would keep the room of all that came with it.
@@ -33,7 +32,7 @@ impl<'a> Maker<'a> {
         Self {
             base,
             orders,
-            home: Home::here().ok(),
+            home: Home::default(),
             shm: base.shm.clone(),
             parent_group: String::with_capacity(PATH_MAX),
         }
@@ -182,7 +181,7 @@ impl<'a> Maker<'a> {
         if let (Role::Pause, Rootfs::Empty { shm_size: 1.. }) = (job.role, &job.rootfs) {
             self.shm = Some(SharedMemory { path: job.bundle.join("shm"), pause_pid: pid });
         }
-        Ok(self.home.as_ref().is_some_and(|home| home.come_back(&creation)))
+        Ok(self.home.come_back(&creation))
     }
 }
 
