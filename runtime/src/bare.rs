@@ -37,8 +37,7 @@ fn make(node: &Hierarchies) -> io::Result<OwnedFd> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(at("make / private"))?;
     let attributes = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("tmpfs", PLACE, "tmpfs", attributes, c"mode=755,nr_inodes=100")
-        .map_err(at("mount its root"))?;
+    mount("tmpfs", PLACE, "tmpfs", attributes, c"mode=755").map_err(at("mount its root"))?;
     let directories = WHOLE.map(|name| (name, 0o555)).into_iter();
     for (name, mode) in directories.chain([(EMPTY, 0o755), (GROUPS, 0o755)]) {
         mkdir(Path::new(PLACE).join(name), Mode::from_raw_mode(mode)).map_err(at(name))?;

@@ -18,6 +18,13 @@ pub struct Sets {
     pub ambient: u64,
 }
 
+impl Sets {
+    /// What a process can come to have: root gets what it may inherit back at exec, whatever bounds it.
+    pub fn any(&self) -> u64 {
+        self.bounding | self.effective | self.inheritable | self.permitted | self.ambient
+    }
+}
+
 /// The sets a specification asks for, less what is not in `available` (our own bounding set): "all capabilities"
 /// means all that this node has. What is not granted for another reason is added to the warnings, as the
 /// specification of the runtime wants it for a name that the kernel does not have.

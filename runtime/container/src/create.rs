@@ -24,7 +24,7 @@ pub struct Creation<'a> {
     pub bundle: &'a Path,
     pub plan: &'a Plan,
     pub node: &'a cgroup::Hierarchies,
-    /// A container of this node has been created beside it, with the same parent of their groups.
+    /// The calling process has created another one before, in a group beside it.
     pub has_sibling: bool,
     pub rootfs: Rootfs,
     pub stdio: Stdio<'a>,

@@ -13,7 +13,7 @@ use protocol::{CreateContainer, CreateSandbox};
 use crate::creator::Base;
 use crate::{bundle, handler};
 
-/// What a path in a call of the kernel's ends at.
+/// The longest path that the kernel takes.
 const PATH_MAX: usize = 4096;
 
 /// Makes one after another. Each time it says whether another one may be made by this process.
