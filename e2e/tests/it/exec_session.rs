@@ -66,8 +66,8 @@ async fn a_terminal_is_handed_over_with_its_size_and_given_back() {
         let program = binary("lapstrake").display().to_string();
         let endpoint = node.endpoint();
         let script = "until [ \"$(stty size)\" = '45 123' ]; do sleep 0.05; done; echo first; \
-                      until [ \"$(stty size)\" = '50 99' ]; do sleep 0.05; done; echo second; \
-                      trap 'echo interrupted; exit 9' INT; while :; do sleep 0.05; done";
+                      until [ \"$(stty size)\" = '50 99' ]; do sleep 0.05; done; \
+                      trap 'echo interrupted; exit 9' INT; echo second; while :; do sleep 0.05; done";
         let exec = [&*program, "exec", "--endpoint", &endpoint, "-it", &container.id, "--"];
         let words = [&exec[..], &["sh", "-c", script]].concat();
         // What is typed is for the command, and a person's shell comes after it.
