@@ -15,11 +15,10 @@ use rustix::process::{chdir, pivot_root};
 
 /// A directory that every host has, where nobody else sees what hangs there.
 const PLACE: &str = "/dev";
-/// Empty directories for what a user namespace must see in its copy.
-const WHOLE: [&str; 2] = ["proc", "sys"];
-/// What covers masked directories, as the shim knows it.
-const EMPTY: &str = "empty";
-/// What the v1 groups of a container are mounted in, as the shim knows it.
+/// What it holds, and with what mode: empty directories for what a user namespace must see in its copy, and two that the
+/// shim knows, for what covers masked directories and for the mounts of a container's v1 groups.
+const DIRECTORIES: [(&str, u32); 4] =
+    [("proc", 0o555), ("sys", 0o555), ("empty", 0o755), (GROUPS, 0o755)];
 const GROUPS: &str = "cgroup";
 
 /// Made by a thread of its own, which ends with it. The namespace lives as long as the descriptor.
@@ -38,8 +37,7 @@ fn make(node: &Hierarchies) -> io::Result<OwnedFd> {
         .map_err(at("make / private"))?;
     let attributes = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("tmpfs", PLACE, "tmpfs", attributes, c"mode=755").map_err(at("mount its root"))?;
-    let directories = WHOLE.map(|name| (name, 0o555)).into_iter();
-    for (name, mode) in directories.chain([(EMPTY, 0o755), (GROUPS, 0o755)]) {
+    for (name, mode) in DIRECTORIES {
         mkdir(Path::new(PLACE).join(name), Mode::from_raw_mode(mode)).map_err(at(name))?;
     }
     let groups = open(Path::new(PLACE).join(GROUPS), flags, Mode::empty()).map_err(at(GROUPS))?;

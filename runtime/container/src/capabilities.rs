@@ -20,7 +20,7 @@ pub struct Sets {
 
 impl Sets {
     /// What a process can come to have: root gets what it may inherit back at exec, whatever bounds it.
-    pub fn any(&self) -> u64 {
+    pub fn attainable(&self) -> u64 {
         self.bounding | self.effective | self.inheritable | self.permitted | self.ambient
     }
 }

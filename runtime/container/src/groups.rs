@@ -36,7 +36,7 @@ const FDS_MAX: usize = 253;
 /// The message that brings a part of it by descriptors.
 const MADE: u8 = b'M';
 
-/// What a cgroup mount of v1 shows: a detached tree for each hierarchy, the container's own group.
+/// What a cgroup mount of v1 shows: the container's own group in each hierarchy, a detached tree.
 #[derive(Debug)]
 pub(crate) struct CgroupMount(Vec<OwnedFd>);
 
@@ -130,7 +130,11 @@ impl Groups {
         let joins = Joins { tasks, born: None };
         joins.enter().at(JOIN, format!("write 0 to the files of {}", c.plan.cgroup))?;
         schedule::set_all_cpus().at("CPU affinity", "any CPU of the group")?;
-        cgroup_mounts(c).map(|_| receive(self.init.as_fd()).map(CgroupMount)).collect()
+        let mount = |_| match receive(self.init.as_fd())? {
+            trees if trees.len() == c.node.v1.len() => Ok(CgroupMount(trees)),
+            _ => Err(Error::new(JOIN, "its mount did not arrive whole (too many open files?)")),
+        };
+        cgroup_mounts(c).map(mount).collect()
     }
 }
 

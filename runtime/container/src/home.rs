@@ -11,15 +11,13 @@ use crate::init::join;
 use crate::plan::Namespace;
 use crate::process::OOM_SCORE_ADJ;
 
-/// The namespaces and the score that a process has from its parent, where they are looked up when they are first needed:
-/// after a container is made, when nobody waits for it.
+/// Looked up when it is first needed: after a container is made, when nobody waits for it.
 #[derive(Debug, Default)]
-pub struct Home {
-    parents: Option<Parents>,
-}
+pub struct Home(Option<Origin>);
 
+/// The namespaces and the score that a process has from its parent, who still has them and gives the orders.
 #[derive(Debug)]
-struct Parents {
+struct Origin {
     namespaces: Vec<(Namespace, OwnedFd)>,
     oom_score_adj: String,
 }
@@ -31,15 +29,15 @@ impl Home {
         if from.marks_its_creator() {
             return false;
         }
-        let Some(parents) = self.parents.take().or_else(Parents::of_this_process) else {
-            return false;
-        };
-        self.parents.insert(parents).restore(from)
+        if self.0.is_none() {
+            self.0 = Origin::look_up();
+        }
+        self.0.as_ref().is_some_and(|origin| origin.restore(from))
     }
 }
 
-impl Parents {
-    fn of_this_process() -> Option<Self> {
+impl Origin {
+    fn look_up() -> Option<Self> {
         use Namespace::{Ipc, Net, Pid, Uts};
         let parent = getppid()?.as_raw_nonzero();
         let open = |(kind, name)| {

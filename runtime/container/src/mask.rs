@@ -44,7 +44,7 @@ pub(crate) fn hide(
         move_onto(&tree, &place).at(&stage, "attach")?;
     }
     let label = plan.mount_label.as_deref();
-    let mut masks = Masks { label, null, null_in_use: false, empty, empty_in_use: false };
+    let mut masks = Masks { label, null, null_is_attached: false, empty, empty_is_attached: false };
     for path in &plan.masked {
         let stage = format!("mask {}", path.display());
         let Some(place) = existing(root.place(path), &stage)? else { continue };
@@ -69,35 +69,33 @@ fn existing(place: Result<OwnedFd, Errno>, stage: &str) -> Result<Option<OwnedFd
 struct Masks<'a> {
     label: Option<&'a str>,
     null: Option<&'a OwnedFd>,
-    null_in_use: bool,
+    null_is_attached: bool,
     empty: Option<OwnedFd>,
-    empty_in_use: bool,
+    empty_is_attached: bool,
 }
 
 impl Masks<'_> {
     fn file(&mut self, stage: &str) -> Result<OwnedFd, Error> {
         let null = self.null.ok_or_else(|| Error::new(stage, "there is no null device"))?;
-        one_more(null, &mut self.null_in_use).at(stage, "clone /dev/null")
+        one_more(null, &mut self.null_is_attached).at(stage, "clone /dev/null")
     }
 
     fn directory(&mut self, stage: &str) -> Result<OwnedFd, Error> {
-        let empty = match self.empty.take() {
+        let empty = match &mut self.empty {
             Some(empty) => empty,
-            None => overlay::tmpfs(
+            none => none.insert(overlay::tmpfs(
                 stage,
                 &[("mode", "755"), ("size", "0"), ("nr_inodes", "2")],
                 self.label,
                 MountAttrFlags::MOUNT_ATTR_RDONLY,
-            )?,
+            )?),
         };
-        let mask = one_more(&empty, &mut self.empty_in_use).at(stage, "clone the empty directory");
-        self.empty = Some(empty);
-        mask
+        one_more(empty, &mut self.empty_is_attached).at(stage, "clone the empty directory")
     }
 }
 
-fn one_more(mask: &OwnedFd, in_use: &mut bool) -> io::Result<OwnedFd> {
-    match std::mem::replace(in_use, true) {
+fn one_more(mask: &OwnedFd, is_attached: &mut bool) -> io::Result<OwnedFd> {
+    match std::mem::replace(is_attached, true) {
         false => mask.try_clone(),
         true => Ok(clone_of(mask, false)?),
     }

@@ -31,7 +31,7 @@ impl Templates {
                 other => other.at("copy the mounts to start from", format!("clone {path}")),
             }
         };
-        if c.plan.process.capabilities.any() & CapabilitySet::SYS_ADMIN.bits() != 0 {
+        if c.plan.process.capabilities.attainable() & CapabilitySet::SYS_ADMIN.bits() != 0 {
             return Ok(Self::default());
         }
         let has_groups = cgroup_mounts(c).next().is_some();

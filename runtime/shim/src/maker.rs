@@ -13,9 +13,6 @@ use protocol::{CreateContainer, CreateSandbox};
 use crate::creator::Base;
 use crate::{bundle, handler};
 
-/// The longest path that the kernel takes.
-const PATH_MAX: usize = 4096;
-
 /// Makes one after another. Each time it says whether another one may be made by this process.
 pub(crate) struct Maker<'a> {
     base: &'a Base<'a>,
@@ -34,7 +31,7 @@ impl<'a> Maker<'a> {
             orders,
             home: Home::default(),
             shm: base.shm.clone(),
-            parent_group: String::with_capacity(PATH_MAX),
+            parent_group: String::with_capacity(libc::PATH_MAX as usize),
         }
     }
 
