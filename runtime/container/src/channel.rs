@@ -56,9 +56,11 @@ pub enum Word {
     Planned { cgroup: String, own_pids: bool },
     /// Who init is, which then does not say so itself.
     Born { pid: i32, start_ticks: u64 },
-    /// Its part is done. `goes_on`: it waits for another order. `hits`: how often the limits above the new group had
-    /// been hit by then.
-    Done { goes_on: bool, hits: Hits },
+    /// Its group is there, and init can do the rest by itself. `hits`: how often the limits above the new group had been
+    /// hit by then.
+    Made { hits: Hits },
+    /// It waits for another order.
+    Free,
 }
 
 impl Word {
@@ -66,9 +68,8 @@ impl Word {
         let text = match self {
             Self::Planned { cgroup, own_pids } => format!("P{} {cgroup}", u8::from(*own_pids)),
             Self::Born { pid, start_ticks } => format!("B{pid} {start_ticks}"),
-            Self::Done { goes_on, hits } => {
-                format!("D{} {} {}", u8::from(*goes_on), hits.parent, hits.killed_below_parent)
-            }
+            Self::Made { hits } => format!("M{} {}", hits.parent, hits.killed_below_parent),
+            Self::Free => "F ".to_owned(),
         };
         say(channel, text.as_bytes(), None)
     }
@@ -86,14 +87,11 @@ impl Word {
         Some(match kind {
             "P" => Self::Planned { cgroup: rest.to_owned(), own_pids: first == "1" },
             "B" => Self::Born { pid: first.parse().ok()?, start_ticks: rest.parse().ok()? },
-            "D" => {
-                let (parent, killed) = rest.split_once(' ')?;
-                let (parent, killed_below_parent) = (parent.parse().ok()?, killed.parse().ok()?);
-                Self::Done {
-                    goes_on: first == "1",
-                    hits: Hits { own: 0, parent, killed_below_parent },
-                }
+            "M" => {
+                let (parent, killed_below_parent) = (first.parse().ok()?, rest.parse().ok()?);
+                Self::Made { hits: Hits { own: 0, parent, killed_below_parent } }
             }
+            "F" => Self::Free,
             _ => return None,
         })
     }
@@ -239,14 +237,14 @@ mod tests {
         for word in [
             Word::Planned { cgroup: "/a b/c".to_owned(), own_pids: true },
             Word::Born { pid: i32::MAX, start_ticks: u64::MAX },
-            Word::Done { goes_on: true, hits },
-            Word::Done { goes_on: false, hits },
+            Word::Made { hits },
+            Word::Free,
         ] {
             let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().expect("pair");
             word.say(theirs.as_fd()).expect("said");
             assert_eq!(Word::hear(ours.as_fd()), Ok(Some(word)));
         }
-        assert_eq!(["", "D1", "X1 2"].map(Word::decode), [None, None, None]);
+        assert_eq!(["", "M1", "X1 2"].map(Word::decode), [None, None, None]);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread::{self, Thread};
 
 use crate::channel::Word;
 use crate::error::{At, Error};
@@ -11,9 +13,10 @@ use crate::identity::start_ticks;
 use crate::mapper::Mapper;
 use crate::plan::{Namespace, Plan};
 use crate::sources::{self, Sources, View};
-use crate::sys::process::{CloneArgs, NEW_LISTENER, clone};
+use crate::sys::lend::{LENDS, lend};
+use crate::sys::process::{CloneArgs, NEW_LISTENER, clone, let_go};
 use crate::users::Users;
-use crate::{channel, init, process, rdt};
+use crate::{channel, groups, init, process, rdt};
 
 pub use crate::overlay::Upper;
 
@@ -42,8 +45,8 @@ pub struct Creation<'a> {
     pub trees: &'a [(PathBuf, OwnedFd)],
     /// Init's end of the report channel.
     pub channel: BorrowedFd<'a>,
-    /// Where the creator says who init is; without it init says so itself, by `channel`.
-    pub born: Option<BorrowedFd<'a>>,
+    /// Where a creator that has nothing else to do says its [`Word`]s; without it init says itself who it is, by `channel`.
+    pub words: Option<BorrowedFd<'a>>,
     pub start: Start<'a>,
     /// Make init a sibling of the caller, child of the caller's parent.
     pub sibling: bool,
@@ -156,55 +159,155 @@ impl Creation<'_> {
 }
 
 /// Creates the container up to the point where init waits for start; init reports over the channel by itself.
-/// Returns init's pid as this process sees it. The caller must have one thread, and unless
-/// [`Creation::spares_its_creator`] it is left in changed namespaces: it should end soon or come back by
-/// [`crate::Home`]. On failure the control group may exist: the caller's clean-up removes it as after an exit.
+/// Returns init's pid as this process sees it; with `words` it may return only when init has been started, and does not
+/// hold the channel until then. The caller must have one thread, and unless [`Creation::spares_its_creator`] it is left in
+/// changed namespaces: it should end soon or come back by [`crate::Home`]. On failure the control group may exist: the
+/// caller's clean-up removes it as after an exit.
 pub fn create(c: &Creation<'_>) -> Result<i32, Error> {
     let users = Users::of(c)?;
-    let mut sources = sources::open_all(c, users.as_ref())?;
-    if let Stdio::Pipes(fds) = c.stdio {
-        let uid = c.plan.process.uid;
-        own_pipes(&fds, users.as_ref().map_or(Some(uid), |u| u.mappings.host_uid(uid)));
-    }
-    // Hooks run on the host, so their keeper must be made before this process goes elsewhere.
-    let gate = Gate::new(c)?;
-    // Written here, where /proc is the host's and this process may: init inherits it.
-    process::host_settings(&c.plan.process, c.channel)?;
-    if let Some(class) = &c.plan.rdt {
-        rdt::enter(rdt::root().as_deref(), class)?;
-    }
     let groups = Groups::new(c, users.as_ref())?;
-    for (kind, fd) in &sources.joins {
-        init::join(*kind, fd)?;
+    match c.words {
+        Some(words) if groups.beside && is_lendable(c.plan) => lending(c, &groups, words),
+        _ => copying(c, users, &groups),
     }
-    // Last: from here on this process has no power over the host's objects but those it has opened.
-    if let Some(users) = &users {
-        if let View::BareOfUsers(bare, whole) = &sources.view {
-            init::join(Namespace::Mount, bare)?;
-            whole.show()?;
-        }
-        init::join(Namespace::User, &users.fd)?;
-    }
-    let mut by_init = Namespace::Cgroup as u64 | Namespace::Time as u64 | Namespace::User as u64;
-    if matches!(sources.view, View::Bare(_)) {
-        by_init |= Namespace::Mount as u64;
-    }
-    let namespaces = c.plan.namespaces.new & !by_init;
-    let cgroup = groups.born.as_ref().map(AsRawFd::as_raw_fd);
-    let args = CloneArgs { namespaces, sibling: c.sibling, cgroup };
-    let own_users = users.is_some();
-    let pid = clone(args, || run_init(c, (&sources, &groups), own_users, gate.as_ref()))
-        .at("clone init", format!("clone3 with namespaces {namespaces:#x}"))?;
-    if let Some(channel) = c.born {
-        Word::Born { pid, start_ticks: start_ticks(pid) }.say(channel)?;
+}
+
+/// Init has a copy of this process.
+fn copying(c: &Creation<'_>, users: Option<Users>, groups: &Groups) -> Result<i32, Error> {
+    let mut ready = Ready::new(c, users.as_ref())?;
+    let args = ready.clone_args(c, groups);
+    let pid = clone(args, || ready.run_init(c, groups)).at("clone init", args)?;
+    if let Some(words) = c.words {
+        say_born(pid, words)?;
     }
     if groups.beside {
         groups.make(c)?;
     }
-    let passed = gate.map_or(Ok(()), |gate| gate.open(pid));
+    let passed = ready.gate.take().map_or(Ok(()), |gate| gate.open(pid));
     // After the gate, whose keeper has copies.
-    sources.mapper.take().into_iter().for_each(Mapper::end);
-    passed.map(|()| pid)
+    ready.sources.mapper.take().into_iter().for_each(Mapper::end);
+    passed?;
+    c.words.map_or(Ok(()), |words| say_made(c, words))?;
+    Ok(pid)
+}
+
+/// Init works in this process' memory: a copy of it costs a tenth of a container's life in page tables and faults. This
+/// thread waits until init has become its program, and another one makes the groups. Where these are made beside init,
+/// there is neither a gate nor a mapper.
+fn lending(c: &Creation<'_>, groups: &Groups, words: BorrowedFd<'_>) -> Result<i32, Error> {
+    const NONE: i32 = -1;
+    let pid = &AtomicI32::new(0);
+    let born = || {
+        while pid.load(Ordering::Acquire) == 0 {
+            thread::park();
+        }
+        pid.load(Ordering::Acquire)
+    };
+    let make = || {
+        groups.make(c)?;
+        let pid = born();
+        if pid != NONE {
+            say_born(pid, words)?;
+            say_made(c, words)?;
+            // Its end is what tells that init has become its program.
+            let_go(c.channel);
+        }
+        Ok(())
+    };
+    let init = |maker: &Thread| {
+        let ready = Ready::new(c, None)?;
+        let args = ready.clone_args(c, groups);
+        let run = || {
+            maker.unpark();
+            ready.run_init(c, groups)
+        };
+        lend(args, pid, run).at("clone init", args)
+    };
+    thread::scope(|scope| {
+        let maker = thread::Builder::new().spawn_scoped(scope, make);
+        let maker = maker.at(groups::STAGE, "start a thread")?;
+        let became = init(maker.thread());
+        if became.is_err() {
+            pid.store(NONE, Ordering::Release);
+        }
+        maker.thread().unpark();
+        let made =
+            maker.join().unwrap_or_else(|_| Err(Error::new(groups::STAGE, "its thread panicked")));
+        match (became?, made?) {
+            (true, ()) => Ok(pid.load(Ordering::Acquire)),
+            (false, ()) => Err(Error::new("start", "init ended before it became its program")),
+        }
+    })
+}
+
+/// The kernel lets nobody into a namespace of clocks who shares memory.
+fn is_lendable(plan: &Plan) -> bool {
+    let namespaces = &plan.namespaces;
+    let joins_clocks = namespaces.join.iter().any(|(kind, _)| *kind == Namespace::Time);
+    LENDS && !joins_clocks && !namespaces.makes(Namespace::Time)
+}
+
+fn say_born(pid: i32, words: BorrowedFd<'_>) -> Result<(), Error> {
+    Word::Born { pid, start_ticks: start_ticks(pid) }.say(words)
+}
+
+fn say_made(c: &Creation<'_>, words: BorrowedFd<'_>) -> Result<(), Error> {
+    // The pod's own limit counts the others of the pod, too: only what is added from here on matters.
+    Word::Made { hits: c.node.memory_hits_above(&c.plan.cgroup) }.say(words)
+}
+
+/// What the host has to give, opened, and the creator where init is to come from.
+struct Ready {
+    sources: Sources,
+    gate: Option<Gate>,
+    own_users: bool,
+}
+
+impl Ready {
+    fn new(c: &Creation<'_>, users: Option<&Users>) -> Result<Self, Error> {
+        let sources = sources::open_all(c, users)?;
+        if let Stdio::Pipes(fds) = c.stdio {
+            let uid = c.plan.process.uid;
+            own_pipes(&fds, users.map_or(Some(uid), |u| u.mappings.host_uid(uid)));
+        }
+        // Hooks run on the host, so their keeper must be made before this process goes elsewhere.
+        let gate = Gate::new(c)?;
+        // Written here, where /proc is the host's and this process may: init inherits it.
+        process::host_settings(&c.plan.process, c.channel)?;
+        if let Some(class) = &c.plan.rdt {
+            rdt::enter(rdt::root().as_deref(), class)?;
+        }
+        for (kind, fd) in &sources.joins {
+            init::join(*kind, fd)?;
+        }
+        // Last: from here on this process has no power over the host's objects but those it has opened.
+        if let Some(users) = users {
+            if let View::BareOfUsers(bare, whole) = &sources.view {
+                init::join(Namespace::Mount, bare)?;
+                whole.show()?;
+            }
+            init::join(Namespace::User, &users.fd)?;
+        }
+        Ok(Self { sources, gate, own_users: users.is_some() })
+    }
+
+    fn clone_args(&self, c: &Creation<'_>, groups: &Groups) -> CloneArgs {
+        let mut by_init =
+            Namespace::Cgroup as u64 | Namespace::Time as u64 | Namespace::User as u64;
+        if matches!(self.sources.view, View::Bare(_)) {
+            by_init |= Namespace::Mount as u64;
+        }
+        let namespaces = c.plan.namespaces.new & !by_init;
+        let cgroup = groups.born.as_ref().map(AsRawFd::as_raw_fd);
+        CloneArgs { namespaces, sibling: c.sibling, cgroup }
+    }
+
+    fn run_init(&self, c: &Creation<'_>, groups: &Groups) -> i32 {
+        let gate = || self.gate.as_ref().map_or(Ok(()), Gate::pass);
+        let error = init::run(c, (&self.sources, groups), self.own_users, &gate);
+        channel::say_failed(c.channel.as_fd(), &error);
+        1
+    }
 }
 
 /// Non-root users must be able to reopen `/dev/stderr`, which is the pipe. Best effort: it may be a file of others.
@@ -219,15 +322,4 @@ pub(crate) fn own_pipes(fds: &[BorrowedFd<'_>; 3], uid: Option<u32>) {
             let _ = rustix::fs::fchown(fd, Some(uid), None);
         }
     }
-}
-
-fn run_init(
-    c: &Creation<'_>,
-    given: (&Sources, &Groups),
-    own_users: bool,
-    gate: Option<&Gate>,
-) -> i32 {
-    let error = init::run(c, given, own_users, &|| gate.map_or(Ok(()), Gate::pass));
-    channel::say_failed(c.channel.as_fd(), &error);
-    1
 }

@@ -40,6 +40,8 @@ fn and_back<T>(
     let home = namespace("/proc/thread-self/ns/mnt", stage)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = open(".", flags, Mode::empty()).at(stage, "open the working directory")?;
+    // The kernel lets nobody go whose root and working directory are another thread's, too.
+    unshare(libc::CLONE_FS as u64).at(stage, "have a working directory of its own")?;
     go()?;
     let done = work();
     join(Namespace::Mount, &home)?;

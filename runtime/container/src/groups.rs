@@ -29,7 +29,7 @@ use crate::sys::schedule;
 use crate::template::Templates;
 use crate::users::Users;
 
-const STAGE: &str = "create the cgroup";
+pub(crate) const STAGE: &str = "create the cgroup";
 const JOIN: &str = "join the cgroup";
 /// SCM_MAX_FD, more than one message carries.
 const FDS_MAX: usize = 253;

@@ -190,7 +190,7 @@ fn become_on_start(
 fn begin(c: &Creation<'_>) -> Result<(), Error> {
     process::be_undumpable()?;
     rustix::process::setsid().at("start", "setsid")?;
-    if c.born.is_none() { channel::say_init(c.channel) } else { Ok(()) }
+    if c.words.is_none() { channel::say_init(c.channel) } else { Ok(()) }
 }
 
 pub(crate) fn join(kind: Namespace, fd: &OwnedFd) -> Result<(), Error> {

@@ -88,7 +88,7 @@ fn run(dir: &Path, rootfs: Rootfs, script: &str) -> String {
         bare: None,
         trees: &[],
         channel: theirs.as_fd(),
-        born: None,
+        words: None,
         start: Start::Channel,
         sibling: true,
         extras: Extras::default(),

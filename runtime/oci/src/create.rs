@@ -204,7 +204,7 @@ impl Order<'_> {
             bare: None,
             trees: &[],
             channel: theirs.as_fd(),
-            born: None,
+            words: None,
             start: listener.map_or(Start::Channel, Start::Listener),
             sibling: false,
             extras: Extras {

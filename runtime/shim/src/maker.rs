@@ -112,17 +112,16 @@ impl<'a> Maker<'a> {
                 )
             })?;
         }
-        let (group, goes_on) = match job.handler {
-            Some(binary) => (handler::create(binary, job, &spec)?, false),
-            None => {
-                let plan = self.plan(job, &spec, seccomp.is_some())?;
-                let goes_on = self.create(job, &plan, seccomp.as_ref())?;
-                (plan.cgroup, goes_on)
-            }
-        };
-        // The pod's own limit counts the others of the pod, too: only what is added from here on matters.
-        let hits = self.base.node.memory_hits_above(&group);
-        Word::Done { goes_on, hits }.say(self.orders)?;
+        if let Some(binary) = job.handler {
+            let group = handler::create(binary, job, &spec)?;
+            Word::Made { hits: self.base.node.memory_hits_above(&group) }.say(self.orders)?;
+            return Ok(false);
+        }
+        let plan = self.plan(job, &spec, seccomp.is_some())?;
+        let goes_on = self.create(job, &plan, seccomp.as_ref())?;
+        if goes_on {
+            Word::Free.say(self.orders)?;
+        }
         Ok(goes_on)
     }
 
@@ -167,7 +166,7 @@ impl<'a> Maker<'a> {
             seccomp,
             shm: job.shm.clone(),
             channel: job.channel,
-            born: Some(self.orders),
+            words: Some(self.orders),
             start: Start::Channel,
             sibling: true,
             extras: Extras::default(),

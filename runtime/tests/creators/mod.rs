@@ -62,15 +62,56 @@ async fn one_creator_makes_the_containers_of_a_pod_and_none_is_left_in_a_pod_at_
     let first = the_creator(&node).await;
     for name in ["c1", "c2", "c3"] {
         let c = node.create(name, Payload::sh("exit 3")).await.expect("create");
-        assert_eq!(the_creator(&node).await, first, "that of the sandbox");
         c.start().await.expect("start");
         assert_eq!(c.exit().await.code, 3);
+        assert_eq!(the_creator(&node).await, first, "that of the sandbox");
     }
     until_there_is_none(&node).await;
     let late = node.create("c4", Payload::sh("exit 4")).await.expect("create");
-    assert_ne!(the_creator(&node).await, first);
     late.start().await.expect("start");
+    assert_ne!(the_creator(&node).await, first);
     assert_eq!(late.exit().await.code, 4);
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_that_are_not_started_keep_no_creator() {
+    let Some(node) = Node::start("not-started").await else { return };
+    let first = the_creator(&node).await;
+    let waiting = node.create("c1", Payload::sh("exit 3")).await.expect("create");
+    assert_eq!(creators(&node), [first], "it stands still: init has its memory");
+    let beside = node.create("c2", Payload::sh("exit 4")).await.expect("create");
+    assert_eq!(creators(&node).len(), 2, "another one");
+    until_there_is_none(&node).await;
+    // What they lent is still there.
+    for (c, code) in [(&waiting, 3), (&beside, 4)] {
+        c.start().await.expect("start");
+        assert_eq!(c.exit().await.code, code);
+    }
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creator_whose_init_did_not_become_its_program_makes_no_other() {
+    let Some(node) = Node::start("unsound").await else { return };
+    let run = async |name: &str| {
+        let c = node.create(name, Payload::sh("true")).await.expect("create");
+        c.start().await.expect("start");
+        assert_eq!(c.exit().await.code, 0, "{name}");
+    };
+    // Killed anywhere, perhaps within its allocator.
+    let first = the_creator(&node).await;
+    let killed = node.create("c1", Payload::sh("true")).await.expect("create");
+    node.shim.delete_container(&killed.id).await.expect("delete");
+    run("c2").await;
+    let second = the_creator(&node).await;
+    assert_ne!(second, first);
+    let mut missing = Payload::sh("true");
+    missing.args = vec!["/no/such".into()];
+    let missing = node.create("c3", missing).await.expect("create");
+    missing.start().await.expect_err("no program");
+    run("c4").await;
+    assert_ne!(the_creator(&node).await, second);
     node.end().await;
 }
 
@@ -83,11 +124,12 @@ async fn nothing_of_one_container_stays_with_the_creator_of_the_next() {
     let mut payload = Payload::sh("echo pid=$$; cat /proc/self/oom_score_adj");
     payload.pod_pids = true;
     let joined = node.create("c1", payload).await.expect("create");
+    joined.start().await.expect("start");
     assert_eq!(state(the_creator(&node).await), before);
     let own = node.create("c2", Payload::sh("echo pid=$$; hostname")).await.expect("create");
+    own.start().await.expect("start");
     assert_eq!(state(the_creator(&node).await), before);
     for c in [&joined, &own] {
-        c.start().await.expect("start");
         assert_eq!(c.exit().await.code, 0);
     }
     let text = joined.text();

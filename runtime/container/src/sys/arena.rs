@@ -33,7 +33,7 @@ thread_local! {
 
 /// What has been given out since the last beginning, by offsets.
 #[derive(Debug, Clone, Copy, Default)]
-struct Round {
+pub(super) struct Round {
     base: usize,
     top: usize,
     blocks: usize,
@@ -49,6 +49,16 @@ impl Arena {
             None => None,
         };
         ROUND.set(begun);
+    }
+
+    /// How far this thread's round is.
+    pub(super) fn mark() -> Option<Round> {
+        ROUND.get()
+    }
+
+    /// What has been given out since then is nobody's any more, and nothing from before it was freed.
+    pub(super) fn back_to(mark: Option<Round>) {
+        ROUND.set(mark);
     }
 
     fn take(layout: Layout) -> Option<*mut u8> {
@@ -204,6 +214,11 @@ mod tests {
             is_within(&take(8, 5))
         });
         assert!(!elsewhere.join().expect("ended"), "another thread has libc's");
+
+        let mark = Arena::mark();
+        (0..9).for_each(|n| _ = take(500, n));
+        Arena::back_to(mark);
+        assert_eq!(Arena::mark().map(|round| round.top), mark.map(|round| round.top));
 
         // A task's memory, of which something outlives the next one.
         Arena::begin();

@@ -1,10 +1,14 @@
 //! Making processes and changing what they are: clone3, exec, seccomp, keyrings, fd tables.
 
 use std::ffi::{CStr, CString};
+use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
+
+use super::lend;
 
 /// The result of a raw system call through libc.
 pub(crate) fn checked(result: libc::c_long) -> Result<libc::c_long, Errno> {
@@ -27,7 +31,7 @@ pub fn fork(child: impl FnOnce() -> i32) -> Result<i32, Errno> {
     }
 }
 
-/// How `clone_sibling` makes its process.
+/// How `clone` makes its process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CloneArgs {
     /// CLONE_NEW* bits.
@@ -38,37 +42,52 @@ pub struct CloneArgs {
     pub cgroup: Option<RawFd>,
 }
 
+impl fmt::Display for CloneArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "clone3 with namespaces {:#x}", self.namespaces)
+    }
+}
+
+/// The kernel's clone_args.
+#[repr(C, align(8))]
+#[derive(Default)]
+pub(super) struct RawArgs {
+    pub(super) flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    pub(super) parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    pub(super) stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+impl From<CloneArgs> for RawArgs {
+    fn from(args: CloneArgs) -> Self {
+        const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+        let exit_signal = libc::SIGCHLD as u64;
+        let mut raw = Self { flags: args.namespaces, exit_signal, ..Default::default() };
+        if args.sibling {
+            raw.flags |= libc::CLONE_PARENT as u64;
+            raw.exit_signal = 0; // a sibling inherits the signal that our own end sends
+        }
+        if let Some(fd) = args.cgroup {
+            raw.flags |= CLONE_INTO_CGROUP;
+            raw.cgroup = fd as u64;
+        }
+        raw
+    }
+}
+
 /// Runs `child` in a new process with a copied address space. Only for single-threaded callers.
 pub fn clone(args: CloneArgs, child: impl FnOnce() -> i32) -> Result<i32, Errno> {
-    #[repr(C, align(8))]
-    #[derive(Default)]
-    struct Args {
-        flags: u64,
-        pidfd: u64,
-        child_tid: u64,
-        parent_tid: u64,
-        exit_signal: u64,
-        stack: u64,
-        stack_size: u64,
-        tls: u64,
-        set_tid: u64,
-        set_tid_size: u64,
-        cgroup: u64,
-    }
-    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-    let mut raw =
-        Args { flags: args.namespaces, exit_signal: libc::SIGCHLD as u64, ..Default::default() };
-    if args.sibling {
-        raw.flags |= libc::CLONE_PARENT as u64;
-        raw.exit_signal = 0; // a sibling inherits the signal that our own end sends
-    }
-    if let Some(fd) = args.cgroup {
-        raw.flags |= CLONE_INTO_CGROUP;
-        raw.cgroup = fd as u64;
-    }
+    let raw = RawArgs::from(args);
     // SAFETY: without CLONE_VM the child has its own copy of memory and stack; the caller has one thread, so no lock
     // can be held by a thread that does not exist in the child. `raw` is a valid clone_args of the size passed.
-    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const raw, size_of::<Args>()) };
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const raw, size_of::<RawArgs>()) };
     match checked(result)? {
         0 => end(child),
         pid => Ok(pid as i32),
@@ -136,7 +155,7 @@ impl Drop for Held {
 }
 
 /// Runs the child's work and leaves without unwinding into, or running exit handlers of, the parent's copy.
-fn end(child: impl FnOnce() -> i32) -> ! {
+pub(super) fn end(child: impl FnOnce() -> i32) -> ! {
     let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(101);
     // SAFETY: `_exit` does not return and touches no memory of ours.
     unsafe { libc::_exit(code) }
@@ -160,6 +179,12 @@ pub fn close_all_except(keep: &[RawFd]) {
 pub(crate) fn close_copy(fd: BorrowedFd<'_>) {
     // SAFETY: the owner is never dropped here: a cloned process leaves by `_exit` from its own closure.
     unsafe { libc::close(fd.as_raw_fd()) };
+}
+
+/// Lets go of what is behind the descriptor in this process before its owner drops it: from now on it is standard input.
+pub(crate) fn let_go(fd: BorrowedFd<'_>) {
+    // SAFETY: the number stays open and its owner's.
+    unsafe { libc::dup3(0, fd.as_raw_fd(), libc::O_CLOEXEC) };
 }
 
 /// Marks every descriptor from `first` on to be closed by exec.
@@ -231,24 +256,23 @@ pub fn with_default_signals(command: &mut std::process::Command) {
 pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> Errno {
     let (args, env) = (pointers(args), pointers(env));
     // SAFETY: both arrays end in null and the strings outlive the call.
-    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
-    last()
+    exec(|| unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) }.into())
 }
 
 /// Becomes the program in an open file.
 pub fn fexecve(fd: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> Errno {
     let (args, env) = (pointers(args), pointers(env));
+    let (fd, path, how) = (fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH);
     // SAFETY: as for `execve`; the path is an empty C string, which AT_EMPTY_PATH wants.
-    unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            args.as_ptr(),
-            env.as_ptr(),
-            libc::AT_EMPTY_PATH,
-        )
-    };
+    exec(|| unsafe {
+        libc::syscall(libc::SYS_execveat, fd, path, args.as_ptr(), env.as_ptr(), how)
+    })
+}
+
+fn exec(call: impl FnOnce() -> libc::c_long) -> Errno {
+    lend::IN_EXEC.store(true, Ordering::Relaxed);
+    call();
+    lend::IN_EXEC.store(false, Ordering::Relaxed);
     last()
 }
 
@@ -290,10 +314,10 @@ pub fn new_session_keyring(name: &CStr) -> Result<(), Errno> {
         .map(|_| ())
 }
 
-/// Moves this (single-threaded) process into fresh namespaces.
-pub fn unshare(namespaces: u64) -> Result<(), Errno> {
-    // SAFETY: only CLONE_NEW* bits are passed by callers, so no memory or descriptor table changes hands.
-    checked(unsafe { libc::unshare(namespaces as libc::c_int) }.into()).map(|_| ())
+/// Moves this thread into fresh namespaces (CLONE_NEW*), or lets it have its own working directory (CLONE_FS).
+pub fn unshare(what: u64) -> Result<(), Errno> {
+    // SAFETY: with these bits no memory or descriptor table changes hands.
+    checked(unsafe { libc::unshare(what as libc::c_int) }.into()).map(|_| ())
 }
 
 /// Sends any signal, real-time ones included. `pid` must be a child that was not reaped, so that it cannot be another.

@@ -1,11 +1,12 @@
 //! The pod's creators. One goes on from container to container, since the kubelet asks for those of a pod one after
 //! another: a new fork and its first page faults take as long as a tenth of a container's whole life. In a pod at rest
-//! there is none.
+//! there is none, nor one that waits for a container that nobody starts.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use container::error::words;
+use container::sys::process::signal;
 use container::sys::signals::Ended;
 use container::{SharedMemory, Word};
 use protocol::Packet;
@@ -24,10 +25,19 @@ pub(crate) struct Working {
     creator: Creator,
     /// The member that it makes.
     order: Option<u32>,
-    /// It has not said yet who that is.
-    expected: bool,
+    stage: Stage,
     /// When to see whether it has nothing to do, and to end it then.
     until: Instant,
+}
+
+/// How far it is with its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It has not said yet who init is.
+    Expected,
+    Born,
+    /// It has nothing to do but to wait until init no longer needs its memory.
+    Made,
 }
 
 impl Pod {
@@ -46,14 +56,15 @@ impl Pod {
         let until = Instant::now() + KEPT;
         let mut idle = self.creators.iter_mut().filter(|it| it.order.is_none());
         if let Some(it) = idle.find(|it| it.creator.order(call, &fds).is_ok()) {
-            (it.order, it.expected, it.until) = (Some(key), true, until);
+            (it.order, it.stage, it.until) = (Some(key), Stage::Expected, until);
             return Ok(ours);
         }
         let creator = self.fork_creator().map_err(|e| format!("fork: {}", failed(e)))?;
         creator
             .order(call, &fds)
             .map_err(|e| format!("its creator was killed (out of memory?): {e}"))?;
-        self.creators.push(Working { creator, order: Some(key), expected: true, until });
+        let stage = Stage::Expected;
+        self.creators.push(Working { creator, order: Some(key), stage, until });
         Ok(ours)
     }
 
@@ -72,7 +83,7 @@ impl Pod {
     pub(super) fn hear_creators(&mut self) {
         let Self { creators, members, .. } = self;
         let mut born = Vec::new();
-        creators.retain_mut(|it| {
+        for it in creators {
             while let Ok(Some(word)) = Word::hear(it.creator.channel.as_fd()) {
                 let member = it.order.and_then(|key| members.get_mut(&key));
                 match word {
@@ -82,25 +93,21 @@ impl Pod {
                         }
                     }
                     Word::Born { pid, start_ticks } => {
-                        it.expected = false;
+                        it.stage = Stage::Born;
                         born.extend(it.order.map(|key| (key, pid, start_ticks)));
                     }
-                    Word::Done { goes_on, hits } => {
+                    Word::Made { hits } => {
                         if let Some(member) = member {
                             member.memory_hits = hits;
                         }
-                        (it.order, it.expected) = (None, false);
-                        it.until = Instant::now() + KEPT;
-                        if !goes_on {
-                            return false;
-                        }
+                        (it.stage, it.until) = (Stage::Made, Instant::now() + KEPT);
                     }
+                    Word::Free => (it.order, it.until) = (None, Instant::now() + KEPT),
                 }
             }
-            true
-        });
+        }
         born.into_iter().for_each(|(key, pid, start_ticks)| self.born(key, pid, start_ticks));
-        if !self.creators.iter().any(|it| it.expected) {
+        if !self.creators.iter().any(|it| it.is_expected()) {
             self.unborn.clear();
         }
     }
@@ -117,7 +124,7 @@ impl Pod {
     /// A child that nobody knows has ended: an orphan of the pod, or an init that was quicker to fail than its creator is
     /// to tell of it. That one's pid cannot come again in this moment: the kernel gives out all others first.
     pub(super) fn unknown_ended(&mut self, ended: Ended) {
-        if self.creators.iter().any(|it| it.expected) {
+        if self.creators.iter().any(|it| it.is_expected()) {
             self.unborn.push(ended);
         }
     }
@@ -134,19 +141,31 @@ impl Pod {
         self.creators.iter().map(|it| it.until).min()
     }
 
-    /// Ends those that have nothing to do for long enough, by closing their channel.
+    /// Ends those that have nothing to do for long enough: by closing their channel or, where one stands still for an init
+    /// that nobody starts, by a signal. That init keeps the memory.
     pub(super) fn creators_tick(&mut self, now: Instant) {
         let stopping = self.is_stopping();
         if !stopping && self.creators.iter().all(|it| it.until > now) {
             return;
         }
         self.hear_creators();
-        self.creators.retain_mut(|it| match it.order {
-            None => !stopping && it.until > now,
-            Some(_) => {
+        self.creators.retain_mut(|it| match (it.order, it.stage) {
+            (None, _) => !stopping && it.until > now,
+            (Some(_), Stage::Made) if it.until <= now => {
+                // It is a child of ours that was not reaped.
+                let _ = signal(it.creator.pid, libc::SIGKILL);
+                false
+            }
+            (Some(_), _) => {
                 it.until = it.until.max(now + KEPT);
                 true
             }
         });
+    }
+}
+
+impl Working {
+    fn is_expected(&self) -> bool {
+        self.order.is_some() && self.stage == Stage::Expected
     }
 }
