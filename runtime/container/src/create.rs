@@ -13,6 +13,7 @@ use crate::identity::start_ticks;
 use crate::mapper::Mapper;
 use crate::plan::{Namespace, Plan};
 use crate::sources::{self, Sources, View};
+use crate::sys::beside::beside;
 use crate::sys::lend::{LENDS, lend};
 use crate::sys::process::{CloneArgs, NEW_LISTENER, clone, let_go};
 use crate::users::Users;
@@ -223,21 +224,20 @@ fn lending(c: &Creation<'_>, groups: &Groups, words: BorrowedFd<'_>) -> Result<i
         };
         lend(args, pid, run).at("clone init", args)
     };
-    thread::scope(|scope| {
-        let maker = thread::Builder::new().spawn_scoped(scope, make);
-        let maker = maker.at(groups::STAGE, "start a thread")?;
-        let became = init(maker.thread());
+    let work = |maker: &Thread| {
+        let became = init(maker);
         if became.is_err() {
             pid.store(NONE, Ordering::Release);
         }
-        maker.thread().unpark();
-        let made =
-            maker.join().unwrap_or_else(|_| Err(Error::new(groups::STAGE, "its thread panicked")));
-        match (became?, made?) {
-            (true, ()) => Ok(pid.load(Ordering::Acquire)),
-            (false, ()) => Err(Error::new("start", "init ended before it became its program")),
-        }
-    })
+        maker.unpark();
+        became
+    };
+    let (became, made) = beside(make, work).at(groups::STAGE, "start a thread")?;
+    made.unwrap_or_else(|_| Err(Error::new(groups::STAGE, "its thread panicked")))?;
+    match became? {
+        true => Ok(pid.load(Ordering::Acquire)),
+        false => Err(Error::new("start", "init ended before it became its program")),
+    }
 }
 
 /// The kernel lets nobody into a namespace of clocks who shares memory.

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod arena;
+pub(crate) mod beside;
 pub(crate) mod lend;
 pub(crate) mod link;
 pub mod mount;
