@@ -205,14 +205,16 @@ fn lending(c: &Creation<'_>, groups: &Groups, words: BorrowedFd<'_>) -> Result<i
         pid.load(Ordering::Acquire)
     };
     let make = || {
-        groups.make(c)?;
+        let made = groups.make(c);
         let pid = born();
-        if pid != NONE {
-            say_born(pid, words)?;
-            say_made(c, words)?;
-            // Its end is what tells that init has become its program.
-            let_go(c.channel);
+        if pid == NONE {
+            return made;
         }
+        say_born(pid, words)?;
+        made?;
+        say_made(c, words)?;
+        // Its end is what tells that init has become its program.
+        let_go(c.channel);
         Ok(())
     };
     let init = |maker: &Thread| {

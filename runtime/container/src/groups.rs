@@ -11,8 +11,8 @@ use cgroup::hierarchy::Hierarchy;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::{MountAttrFlags, MoveMountFlags, move_mount};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
 use crate::channel;
@@ -130,10 +130,7 @@ impl Groups {
         let joins = Joins { tasks, born: None };
         joins.enter().at(JOIN, format!("write 0 to the files of {}", c.plan.cgroup))?;
         schedule::set_all_cpus().at("CPU affinity", "any CPU of the group")?;
-        let mount = |_| match receive(self.init.as_fd())? {
-            trees if trees.len() == c.node.v1.len() => Ok(CgroupMount(trees)),
-            _ => Err(Error::new(JOIN, "its mount did not arrive whole (too many open files?)")),
-        };
+        let mount = |_| receive(self.init.as_fd()).map(CgroupMount);
         cgroup_mounts(c).map(mount).collect()
     }
 }
@@ -221,8 +218,37 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Error> {
     let got = retry_on_intr(|| recvmsg(socket, &mut parts, &mut ancillary, flags))
         .at(JOIN, "hear of it from the creator")?;
     match &text[..got.bytes] {
+        [MADE] if got.flags.contains(ReturnFlags::CTRUNC) => {
+            Err(Error::new(JOIN, "not all of its descriptors arrived (too many open files?)"))
+        }
         [MADE] => Ok(channel::descriptors(&mut ancillary)),
         [] => Err(Error::new(JOIN, "its creator was killed")),
         [_, text @ ..] => Err(channel::decode_failed(text)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{Resource, Rlimit, WaitOptions, setrlimit, waitpid};
+
+    use super::*;
+    use crate::sys::process::fork;
+
+    #[test]
+    fn descriptors_that_are_cut_are_an_error() {
+        let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().expect("pair");
+        send(ours.as_fd(), &[MADE], &[ours.as_fd(), theirs.as_fd()]).expect("sent");
+        send(ours.as_fd(), &[MADE], &[ours.as_fd(), theirs.as_fd()]).expect("sent");
+        assert_eq!(receive(theirs.as_fd()).expect("received").len(), 2);
+        let child = fork(|| {
+            let none = Rlimit { current: Some(0), maximum: Some(0) };
+            setrlimit(Resource::Nofile, none).expect("limited");
+            let error = receive(theirs.as_fd()).expect_err("cut");
+            assert!(error.message.contains("too many open files"), "{error}");
+            0
+        });
+        let child = rustix::process::Pid::from_raw(child.expect("fork"));
+        let (_, status) = waitpid(child, WaitOptions::empty()).expect("waited").expect("ended");
+        assert_eq!(status.exit_status(), Some(0));
     }
 }

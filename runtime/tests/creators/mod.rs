@@ -138,6 +138,34 @@ async fn nothing_of_one_container_stays_with_the_creator_of_the_next() {
     node.end().await;
 }
 
+/// Resident, in kilobytes.
+fn memory(pid: i32) -> u64 {
+    // By the page tables: the counters of `status` may be some pages behind.
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
+    let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).expect("Rss");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creators_memory_does_not_grow_with_what_it_makes() {
+    let Some(node) = Node::start("memory").await else { return };
+    let run = async |from: u32, to: u32| {
+        for n in from..to {
+            let c = node.create(&format!("c{n}"), Payload::sh("true")).await.expect("create");
+            c.start().await.expect("start");
+            assert_eq!(c.exit().await.code, 0);
+            node.shim.delete_container(&c.id).await.expect("delete");
+        }
+        let creator = the_creator(&node).await;
+        (creator, memory(creator))
+    };
+    let (first, before) = run(0, 4).await;
+    let (second, after) = run(4, 30).await;
+    assert_eq!(first, second);
+    assert!(after <= before + 16, "{before} kB after 4 containers, {after} kB after 30");
+    node.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_creator_that_cannot_go_on_is_followed_by_another() {
     let Some(node) = Node::start("another").await else { return };

@@ -51,6 +51,14 @@ impl Arena {
         ROUND.set(begun);
     }
 
+    /// Runs `work` with libc's allocator, for what another thread will free.
+    pub(super) fn aside<R>(work: impl FnOnce() -> R) -> R {
+        let round = ROUND.take();
+        let done = work();
+        ROUND.set(round);
+        done
+    }
+
     /// How far this thread's round is.
     pub(super) fn mark() -> Option<Round> {
         ROUND.get()
@@ -215,6 +223,7 @@ mod tests {
         });
         assert!(!elsewhere.join().expect("ended"), "another thread has libc's");
 
+        assert!(!is_within(&Arena::aside(|| take(100, 8))));
         let mark = Arena::mark();
         (0..9).for_each(|n| _ = take(500, n));
         Arena::back_to(mark);

@@ -5,6 +5,8 @@ use std::os::unix::thread::JoinHandleExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{Builder, JoinHandle, Result, Thread};
 
+use super::arena::Arena;
+
 /// Runs `job` on a thread of its own while `work` runs here, and returns when both are done. As `std::thread::scope`, but
 /// on another processor from the beginning where there is one: a scheduler may have a new thread wait behind the one that
 /// made it while others have nothing to do.
@@ -13,7 +15,7 @@ pub(crate) fn beside<T: Send, R>(
     work: impl FnOnce(&Thread) -> R,
 ) -> io::Result<(R, Result<T>)> {
     // SAFETY: it is joined before anything that it borrows is gone: a panic waits, too.
-    let thread = unsafe { Builder::new().spawn_unchecked(job) }?;
+    let thread = Arena::aside(|| unsafe { Builder::new().spawn_unchecked(job) })?;
     send_away(&thread);
     let done = catch_unwind(AssertUnwindSafe(|| work(thread.thread())));
     let job_done = thread.join();
