@@ -196,3 +196,52 @@ async fn a_creator_that_cannot_go_on_is_followed_by_another() {
     assert_eq!(both, ((), ()));
     node.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_killed_at_any_moment_the_pod_goes_on() {
+    let Some(node) = Node::start("any-moment").await else { return };
+    let shim = node.shim.pid();
+    let children = move || {
+        let list = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"));
+        let list = list.unwrap_or_default();
+        list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
+    };
+    let begun = Instant::now();
+    let first = node.create("first", Payload::sh("true")).await.expect("create");
+    let took = begun.elapsed();
+    node.shim.delete_container(&first.id).await.expect("delete");
+    until_there_is_none(&node).await;
+    let pause = children();
+    let mut made = 0;
+    for n in 0..60u32 {
+        // Its creator or its init, in steps over the time that both take.
+        let (pause, at) = (pause.clone(), took * n / 50);
+        let killer = std::thread::spawn(move || {
+            let begun = Instant::now();
+            while begun.elapsed() < at {}
+            let others = children().into_iter().filter(|pid| !pause.contains(pid));
+            let pid = if n % 2 == 0 { others.max() } else { others.min() };
+            pid.and_then(Pid::from_raw).map(|pid| kill_process(pid, Signal::KILL))
+        });
+        let name = format!("c{n}");
+        let created = tokio::time::timeout(LONG, node.create(&name, Payload::sh("true"))).await;
+        killer.join().expect("no panic");
+        if let Ok(c) = created.expect("an answer in time") {
+            made += 1;
+            let started = tokio::time::timeout(LONG, c.start()).await.expect("an answer in time");
+            if started.is_ok() {
+                c.exit().await;
+            }
+            let deleted = node.shim.delete_container(&c.id);
+            tokio::time::timeout(LONG, deleted).await.expect("in time").expect("delete");
+        }
+    }
+    assert!((5..60).contains(&made), "{made} of 60 were made");
+    until_there_is_none(&node).await;
+    let begun = Instant::now();
+    while children() != pause {
+        assert!(begun.elapsed() < LONG, "{:?} beside {pause:?}", children());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    node.end().await;
+}
