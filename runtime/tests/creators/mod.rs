@@ -81,7 +81,7 @@ async fn containers_that_are_not_started_keep_no_creator() {
     let waiting = node.create("c1", Payload::sh("exit 3")).await.expect("create");
     assert_eq!(creators(&node), [first], "it stands still: init has its memory");
     let beside = node.create("c2", Payload::sh("exit 4")).await.expect("create");
-    assert_eq!(creators(&node).len(), 2, "another one");
+    assert!(creators(&node).iter().any(|pid| *pid != first), "by another one");
     until_there_is_none(&node).await;
     // What they lent is still there.
     for (c, code) in [(&waiting, 3), (&beside, 4)] {

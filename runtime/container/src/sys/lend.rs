@@ -101,7 +101,7 @@ unsafe fn clone3_below(
     -libc::c_long::from(libc::ENOSYS)
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use std::ffi::CString;
 
