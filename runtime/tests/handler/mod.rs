@@ -187,7 +187,7 @@ async fn terminals_and_streams_are_the_same_under_an_external_runtime() {
         // What is typed earlier is echoed before what the command says.
         let mut text = String::new();
         if tty {
-            text += &read_until(&mut output, "terminal").await;
+            text += &read_until(&mut output, "terminal\r\n").await;
         }
         input.write_all(b"hello\n").expect("write");
         text += &read_until(&mut output, if tty { "hello\r\nhello" } else { "hello\n" }).await;
