@@ -2,8 +2,6 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::thread::{self, Thread};
 
 use crate::channel::Word;
 use crate::error::{At, Error};
@@ -14,7 +12,7 @@ use crate::mapper::Mapper;
 use crate::plan::{Namespace, Plan};
 use crate::sources::{self, Sources, View};
 use crate::sys::beside::beside;
-use crate::sys::lend::{LENDS, lend};
+use crate::sys::lend::{Born, LENDS, lend};
 use crate::sys::process::{CloneArgs, NEW_LISTENER, clone, let_go};
 use crate::users::Users;
 use crate::{channel, groups, init, process, rdt};
@@ -196,20 +194,10 @@ fn copying(c: &Creation<'_>, users: Option<Users>, groups: &Groups) -> Result<i3
 /// thread waits until init has become its program, and another one makes the groups. Where these are made beside init,
 /// there is neither a gate nor a mapper.
 fn lending(c: &Creation<'_>, groups: &Groups, words: BorrowedFd<'_>) -> Result<i32, Error> {
-    const NONE: i32 = -1;
-    let pid = &AtomicI32::new(0);
-    let born = || {
-        while pid.load(Ordering::Acquire) == 0 {
-            thread::park();
-        }
-        pid.load(Ordering::Acquire)
-    };
+    let born = Born::default();
     let make = || {
         let made = groups.make(c);
-        let pid = born();
-        if pid == NONE {
-            return made;
-        }
+        let Some(pid) = born.wait() else { return made };
         say_born(pid, words)?;
         made?;
         say_made(c, words)?;
@@ -217,28 +205,17 @@ fn lending(c: &Creation<'_>, groups: &Groups, words: BorrowedFd<'_>) -> Result<i
         let_go(c.channel);
         Ok(())
     };
-    let init = |maker: &Thread| {
+    let init = || {
         let ready = Ready::new(c, None)?;
         let args = ready.clone_args(c, groups);
-        let run = || {
-            maker.unpark();
-            ready.run_init(c, groups)
-        };
-        lend(args, pid, run).at("clone init", args)
+        lend(args, &born, || ready.run_init(c, groups)).at("clone init", args)
     };
-    let work = |maker: &Thread| {
-        let became = init(maker);
-        if became.is_err() {
-            pid.store(NONE, Ordering::Release);
-        }
-        maker.unpark();
-        became
-    };
+    let work = || init().inspect_err(|_| born.nobody());
     let (became, made) = beside(make, work).at(groups::STAGE, "start a thread")?;
     made.unwrap_or_else(|_| Err(Error::new(groups::STAGE, "its thread panicked")))?;
-    match became? {
-        true => Ok(pid.load(Ordering::Acquire)),
-        false => Err(Error::new("start", "init ended before it became its program")),
+    match (became?, born.wait()) {
+        (true, Some(pid)) => Ok(pid),
+        _ => Err(Error::new("start", "init ended before it became its program")),
     }
 }
 
