@@ -15,6 +15,7 @@ use crate::error::{At, Error};
 use crate::plan::{MemoryPolicy, Process};
 use crate::process::{self, Domain, Ending};
 use crate::root::Root;
+use crate::sys::lend::{Born, LENDS, lend};
 use crate::sys::process::{CloneArgs, clone, close_all_except, set_stdio};
 use crate::sys::schedule::{set_all_cpus, set_cpus};
 use crate::{channel, dev, label, rdt, users};
@@ -44,7 +45,8 @@ pub struct Entry<'a> {
 
 const STAGE: &str = "enter the container";
 
-/// Starts the process; it reports over the channel and waits for no start. Returns its pid. As for `create`, the
+/// Starts the process; it reports over the channel and waits for no start. Returns its pid: with a tracker, by which it can
+/// be killed, when it has become its program or has ended, for it works in our memory until then. As for `create`, the
 /// caller must have one thread and should end soon.
 pub fn enter(e: &Entry<'_>) -> Result<i32, Error> {
     let init =
@@ -67,13 +69,22 @@ pub fn enter(e: &Entry<'_>) -> Result<i32, Error> {
     if let [Some(cpus), _] = &e.process.schedule.exec_cpus {
         set_cpus(cpus).at("CPU affinity", format!("set {cpus:?}"))?;
     }
+    let others = Others::of(e.init_pid)?;
     let start = |groups: &cgroup::Joins| {
         let cgroup = groups.born.as_ref().map(AsRawFd::as_raw_fd);
-        clone(CloneArgs { namespaces: 0, sibling: e.sibling, cgroup }, || {
-            let Err(error) = become_it(e, init.as_fd(), groups);
+        let args = CloneArgs { namespaces: 0, sibling: e.sibling, cgroup };
+        let work = || {
+            let Err(error) = become_it(e, init.as_fd(), groups, &others);
             channel::say_failed(e.channel, &error);
             1
-        })
+        };
+        // The kernel lets nobody into a namespace of clocks who shares memory.
+        if LENDS && e.tracker.is_some() && !others.clocks {
+            let born = Born::default();
+            lend(args, &born, work)?;
+            return born.wait().ok_or(Errno::SRCH);
+        }
+        clone(args, work)
     };
     let started = match start(&groups) {
         // It holds groups with limits of their own by now, and no processes: where init has gone, others may.
@@ -87,6 +98,7 @@ fn become_it(
     e: &Entry<'_>,
     init: BorrowedFd<'_>,
     groups: &cgroup::Joins,
+    others: &Others,
 ) -> Result<Infallible, Error> {
     process::be_undumpable()?;
     rustix::process::setsid().at("start", "setsid")?;
@@ -102,7 +114,7 @@ fn become_it(
         [Some(_), None] => {} // as far as the group allows them, they stay
         [None, None] => set_all_cpus().at("CPU affinity", "any CPU of the group")?,
     }
-    let (others, its_root) = others(e.init_pid, init)?;
+    let its_root = root_of(e.init_pid, init, others)?;
     let personality = Some(personality_of(e.init_pid)?).filter(|p| *p != 0);
     if let Stdio::Pipes(fds) = e.stdio {
         let uid = e.process.uid;
@@ -147,12 +159,10 @@ fn become_it(
     process::become_it(e.process, &ending, || Ok(()))
 }
 
-/// Which namespaces to join, and the root of a container that lives among our mounts: there, its root is not that of
-/// the namespace.
-fn others(pid: i32, init: BorrowedFd<'_>) -> Result<(Others, Option<OwnedFd>), Error> {
-    let others = Others::of(pid)?;
+/// The root of a container that lives among our mounts: there, it is not that of the namespace.
+fn root_of(pid: i32, init: BorrowedFd<'_>, others: &Others) -> Result<Option<OwnedFd>, Error> {
     if others.mounts {
-        return Ok((others, None));
+        return Ok(None);
     }
     let path = format!("/proc/{pid}/root");
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -160,7 +170,7 @@ fn others(pid: i32, init: BorrowedFd<'_>) -> Result<(Others, Option<OwnedFd>), E
     // Where init has not ended by now, what was opened is its own.
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     match poll(&mut [PollFd::new(&init, PollFlags::IN)], Some(&now)) {
-        Ok(0) => Ok((others, Some(root))),
+        Ok(0) => Ok(Some(root)),
         _ => Err(Error::new(STAGE, "the container's init has ended")),
     }
 }

@@ -5,7 +5,8 @@
 //! fd and pivots into it, among few mounts instead of a copy of all the host's where it can. Meanwhile the creator makes
 //! the control group and hands it to init, which goes into it, says `ready`, waits for `start`, and becomes the workload.
 //! Creator and init report over one socket (`channel`); the parent is the shim or `lapstrake-oci`. Init has a copy of the
-//! creator's memory or, from a creator of the shim, that memory itself until it becomes the workload (`sys::lend`).
+//! creator's memory or, from a creator of the shim, that memory itself until it becomes the workload (`sys::lend`); so do
+//! processes that are exec'd.
 
 pub mod capabilities;
 pub mod channel;
