@@ -19,16 +19,28 @@ const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// By sandbox, what is kept of it and its containers.
-#[derive(Debug, Default)]
-pub(crate) struct Kept(Mutex<HashMap<Id, HashMap<Id, Arc<Held>>>>);
+#[derive(Debug)]
+pub(crate) struct Kept<T = Held>(Mutex<HashMap<Id, Objects<T>>>);
 
-impl Kept {
-    fn all(&self) -> std::sync::MutexGuard<'_, HashMap<Id, HashMap<Id, Arc<Held>>>> {
+type Objects<T> = HashMap<Id, Arc<T>>;
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> Kept<T> {
+    fn all(&self) -> std::sync::MutexGuard<'_, HashMap<Id, Objects<T>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep(&self, sandbox: &Id, object: &Id, held: Held) {
-        self.all().entry(sandbox.clone()).or_default().insert(object.clone(), Arc::new(held));
+    /// Whoever drops has seen to it before that `lives` says no: what comes late is not kept for ever.
+    fn keep(&self, sandbox: &Id, object: &Id, held: T, lives: impl FnOnce() -> bool) {
+        let mut all = self.all();
+        if lives() {
+            all.entry(sandbox.clone()).or_default().insert(object.clone(), Arc::new(held));
+        }
     }
 
     /// An ended container needs no successor.
@@ -42,7 +54,7 @@ impl Kept {
         self.all().remove(sandbox);
     }
 
-    fn of(&self, sandbox: &Id) -> HashMap<Id, Arc<Held>> {
+    fn of(&self, sandbox: &Id) -> Objects<T> {
         self.all().get(sandbox).cloned().unwrap_or_default()
     }
 }
@@ -59,7 +71,8 @@ impl Ctx {
                     let container = snapshot.containers.get(&object);
                     let once = container.is_some_and(|container| container.spec.stdin_once);
                     let held = if once { held.without_stdin() } else { held };
-                    ctx.links.kept.keep(&sandbox, &object, held);
+                    let lives = || ctx.lives(&sandbox, &object);
+                    ctx.links.kept.keep(&sandbox, &object, held, lives);
                 }
                 // It has ended meanwhile, or its shim is too old: then it is lost with its shim, as it was before.
                 Err(error) => {
@@ -67,6 +80,16 @@ impl Ctx {
                 }
             }
         });
+    }
+}
+
+impl Ctx {
+    /// Whether there is still something to keep.
+    fn lives(&self, sandbox: &Id, object: &Id) -> bool {
+        let snapshot = self.world.snapshot();
+        let ended = |phase: &Phase| matches!(phase, Phase::Exited(_) | Phase::Removing);
+        let container = snapshot.containers.get(object).filter(|it| !ended(&it.phase));
+        self.links.knows(sandbox) && (object == sandbox || container.is_some())
     }
 }
 
@@ -111,4 +134,23 @@ async fn end(ctx: &Arc<Ctx>, group: &str) {
         }
     }
     tracing::warn!(group, "processes that a dead shim left do not end");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_ended_before_it_could_be_kept_is_not() {
+        let kept = Kept::default();
+        let [pod, container] = ["a", "b"].map(|digit| Id::parse(&digit.repeat(64)).unwrap());
+        kept.keep(&pod, &pod, 1, || true);
+        kept.keep(&pod, &container, 2, || true);
+        kept.drop(&pod, &container);
+        kept.keep(&pod, &container, 3, || false);
+        assert_eq!(kept.of(&pod), HashMap::from([(pod.clone(), Arc::new(1))]));
+        kept.drop_all(&pod);
+        kept.keep(&pod, &pod, 4, || false);
+        assert_eq!(kept.all().len(), 0);
+    }
 }

@@ -66,6 +66,11 @@ impl Links {
         links.get(id).map(|known| known.send_replace(link)).is_some()
     }
 
+    /// Whether the sandbox is not forgotten.
+    pub(crate) fn knows(&self, id: &Id) -> bool {
+        self.watch(id).is_some()
+    }
+
     fn watch(&self, id: &Id) -> Option<watch::Receiver<Link>> {
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.get(id).map(watch::Sender::subscribe)
@@ -150,8 +155,9 @@ async fn listen(ctx: Arc<Ctx>, sandbox: Id, mut events: broadcast::Receiver<Even
             }
             Ok(Event::Exited { id, exit }) => match Id::parse(&id) {
                 Some(id) => {
+                    let recorded = state_changes::exited(&ctx, &id, &exit);
                     ctx.links.kept.drop(&sandbox, &id);
-                    state_changes::exited(&ctx, &id, &exit)
+                    recorded
                 }
                 None => Ok(()),
             },
