@@ -190,7 +190,7 @@ fn copying(c: &Creation<'_>, users: Option<Users>, groups: &Groups) -> Result<i3
     Ok(pid)
 }
 
-/// Init works in this process' memory: a copy of it costs a tenth of a container's life in page tables and faults. This
+/// Init works in this process' memory: a copy of it costs a twentieth of a container's life in page tables and faults. This
 /// thread waits until init has become its program, and another one makes the groups. Where these are made beside init,
 /// there is neither a gate nor a mapper.
 fn lending(c: &Creation<'_>, groups: &Groups, words: BorrowedFd<'_>) -> Result<i32, Error> {
