@@ -81,9 +81,7 @@ impl Ctx {
             }
         });
     }
-}
 
-impl Ctx {
     /// Whether there is still something to keep.
     fn lives(&self, sandbox: &Id, object: &Id) -> bool {
         let snapshot = self.world.snapshot();

@@ -211,7 +211,10 @@ fn lending(c: &Creation<'_>, groups: &Groups, words: BorrowedFd<'_>) -> Result<i
         lend(args, &born, || ready.run_init(c, groups)).at("clone init", args)
     };
     let work = || init().inspect_err(|_| born.nobody());
-    let (became, made) = beside(make, work).at(groups::STAGE, "start a thread")?;
+    let (became, made) = beside(make, work).at(
+        groups::STAGE,
+        "start a thread for it (too many processes in the shim's group or on the node?)",
+    )?;
     made.unwrap_or_else(|_| Err(Error::new(groups::STAGE, "its thread panicked")))?;
     match (became?, born.wait()) {
         (true, Some(pid)) => Ok(pid),
@@ -219,7 +222,6 @@ fn lending(c: &Creation<'_>, groups: &Groups, words: BorrowedFd<'_>) -> Result<i
     }
 }
 
-/// The kernel lets nobody into a namespace of clocks who shares memory.
 fn is_lendable(plan: &Plan) -> bool {
     let namespaces = &plan.namespaces;
     let joins_clocks = namespaces.join.iter().any(|(kind, _)| *kind == Namespace::Time);

@@ -78,7 +78,6 @@ pub fn enter(e: &Entry<'_>) -> Result<i32, Error> {
             channel::say_failed(e.channel, &error);
             1
         };
-        // The kernel lets nobody into a namespace of clocks who shares memory.
         if LENDS && e.tracker.is_some() && !others.clocks {
             let born = Born::default();
             lend(args, &born, work)?;

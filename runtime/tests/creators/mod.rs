@@ -224,9 +224,10 @@ async fn whatever_is_killed_at_any_moment_the_pod_goes_on() {
             pid.and_then(Pid::from_raw).map(|pid| kill_process(pid, Signal::KILL))
         });
         let name = format!("c{n}");
-        let created = tokio::time::timeout(LONG, node.create(&name, Payload::sh("true"))).await;
+        let created =
+            tokio::time::timeout(LONG, node.create_and_look_away(&name, Payload::sh("true"))).await;
         killer.join().expect("no panic");
-        if let Ok(c) = created.expect("an answer in time") {
+        if let Ok((c, _)) = created.expect("an answer in time") {
             made += 1;
             let started = tokio::time::timeout(LONG, c.start()).await.expect("an answer in time");
             if started.is_ok() {

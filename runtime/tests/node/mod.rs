@@ -155,6 +155,17 @@ impl Node {
     }
 
     pub(crate) async fn create(&self, short: &str, payload: Payload) -> Result<Running<'_>, Error> {
+        let (created, pid) = self.create_and_look_away(short, payload).await?;
+        assert!(Path::new(&format!("/proc/{pid}")).exists());
+        Ok(created)
+    }
+
+    /// Its init may be gone again.
+    pub(crate) async fn create_and_look_away(
+        &self,
+        short: &str,
+        payload: Payload,
+    ) -> Result<(Running<'_>, i32), Error> {
         let id = format!("{}-{short}", self.place.name);
         let bundle = self.scratch(&format!("pod/containers/{id}"));
         self.scratch(&format!("pod/containers/{id}/rootfs"));
@@ -176,8 +187,7 @@ impl Node {
             ..Default::default()
         };
         let ContainerCreated { pid } = self.shim.create_container(request).await?;
-        assert!(pid > 0);
-        Ok(Running { id, node: self, short: short.to_owned() })
+        Ok((Running { id, node: self, short: short.to_owned() }, pid))
     }
 
     fn config(&self, short: &str, p: &Payload) -> String {

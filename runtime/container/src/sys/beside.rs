@@ -8,6 +8,7 @@ use std::ptr;
 use rustix::io::Errno;
 
 use super::arena::Arena;
+use super::schedule::send_away;
 
 /// How it ended: with a panic, or so.
 type Ended<T> = Result<T, Box<dyn Any + Send>>;
@@ -67,22 +68,6 @@ extern "C" fn run<F: FnOnce() -> T, T>(shared: *mut c_void) -> *mut c_void {
     ptr::null_mut()
 }
 
-/// To any processor that we may use but this one. Best effort: there may be none.
-///
-/// # Safety
-/// The thread was not joined.
-unsafe fn send_away(thread: libc::pthread_t) {
-    let mut others = [0u64; 128]; // 8192 processors, the most that Linux is built for
-    let size = size_of_val(&others);
-    // SAFETY: the masks are as long as said, and getcpu is asked for one number only.
-    unsafe {
-        libc::syscall(libc::SYS_sched_getaffinity, 0, size, others.as_mut_ptr());
-        let here = libc::sched_getcpu() as usize;
-        others[here / 64 % 128] &= !(1 << (here % 64));
-        libc::pthread_setaffinity_np(thread, size, others.as_ptr().cast());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -115,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_panic_waits_for_the_other_one() {
-        let (shared, pause) = (AtomicU32::new(1), std::time::Duration::from_millis(20));
+        let (shared, pause) = (AtomicU32::new(1), Duration::from_millis(20));
         let job = || {
             std::thread::sleep(pause);
             shared.fetch_add(1, Ordering::Relaxed)
@@ -125,6 +110,7 @@ mod tests {
         assert!(panicked.is_err());
         assert_eq!(shared.into_inner(), 2);
     }
+
     #[test]
     fn it_works_in_a_fork_whatever_other_threads_were_at() {
         let done = AtomicBool::new(false);

@@ -50,7 +50,8 @@ impl Born {
 /// Runs `child` in a new process without the page tables and page faults of a copy: it has this one's memory, and the
 /// calling thread goes on when the child has become another program (true) or has ended. Other threads go on meanwhile.
 /// What it allocates in the arena is free again afterwards; it should own nothing else, since nothing of it is dropped.
-/// For one thread of a process at a time.
+/// For one thread of a process at a time, and not for a child that joins a namespace of clocks: the kernel lets nobody in
+/// who shares memory.
 pub(crate) fn lend<F: FnOnce() -> i32>(
     args: CloneArgs,
     born: &Born,

@@ -55,13 +55,32 @@ pub(crate) fn set_cpus(cpus: &[u32]) -> Result<(), Errno> {
     checked(result).map(|_| ())
 }
 
+/// Words of 64 for 8192 CPUs, the most that Linux is built for.
+const MASK: usize = 128;
+
 /// Any CPU that the group allows, whatever the caller was bound to.
 pub(crate) fn set_all_cpus() -> Result<(), Errno> {
-    let mask = [u64::MAX; 128]; // 8192 CPUs, the most that Linux is built for
+    let mask = [u64::MAX; MASK];
     // SAFETY: the mask lives across the call and is as long as said; 0 is the calling thread.
     let result =
         unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&mask), mask.as_ptr()) };
     checked(result).map(|_| ())
+}
+
+/// Moves a thread to any CPU that we may use but this one. Best effort: there may be none.
+///
+/// # Safety
+/// The thread was not joined.
+pub(super) unsafe fn send_away(thread: libc::pthread_t) {
+    let mut others = [0u64; MASK];
+    let size = size_of_val(&others);
+    // SAFETY: the masks are as long as said, and getcpu is asked for one number only.
+    unsafe {
+        libc::syscall(libc::SYS_sched_getaffinity, 0, size, others.as_mut_ptr());
+        let here = libc::sched_getcpu() as usize;
+        others[here / 64 % MASK] &= !(1 << (here % 64));
+        libc::pthread_setaffinity_np(thread, size, others.as_ptr().cast());
+    }
 }
 
 pub(crate) fn set_memory_policy(p: &MemoryPolicy) -> Result<(), Errno> {
